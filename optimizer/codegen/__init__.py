@@ -1,0 +1,1 @@
+"""Code generator: a plan and its layer graph become a package of readable stage modules."""

@@ -1,0 +1,1 @@
+"""Runtime: one rank of a plan, executed over torch.distributed."""

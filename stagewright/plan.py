@@ -1,0 +1,194 @@
+"""The plan: which stages a model is cut into, which ranks run them, and what that is predicted to cost."""
+
+from functools import cached_property
+from pathlib import Path
+
+from stagewright.document import Format, Record, load_record, save_record
+from stagewright.schedule import Edge, Pipeline, Schedule, Worker
+from stagewright.scheduling import SCHEDULES, make_schedule
+from stagewright.value import ValueSpec, tensors_of
+
+PLAN_FORMAT = Format(name="stagewright.plan", version=1)
+
+
+class ReplicaPrediction(Record):
+    """What one replica is predicted to take."""
+
+    forward_ms: float
+    """One micro-batch."""
+    backward_ms: float
+    """One micro-batch."""
+    reduce_ms: float
+    """The gradient sum over the ranks that share its parameters, once a step."""
+    update_ms: float
+    """The optimizer's update, once a step."""
+    peak_bytes: int
+
+
+class Replica(Record):
+    """One rank that runs a stage, and its share of the micro-batches."""
+
+    rank: int
+    server: str
+    device_type: str
+    share: int
+    """Of every sum-of-shares micro-batches of the stage, this many are dealt to it."""
+    predicted: ReplicaPrediction
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.share < 1:
+            raise ValueError(
+                f"rank {self.rank} has share {self.share}; expected rank >= 0 and share >= 1"
+            )
+
+
+class Stage(Record):
+    """A run of layers and the replicas that compute it."""
+
+    layers: tuple[str, ...]
+    replicas: tuple[Replica, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers or not self.replicas:
+            raise ValueError("a stage needs at least one layer and one replica")
+
+
+class NamedValue(Record):
+    """The value of one layer."""
+
+    layer: str
+    spec: ValueSpec
+
+
+class Border(Record):
+    """What one stage sends to a later one for every micro-batch."""
+
+    source: int
+    target: int
+    values: tuple[NamedValue, ...]
+
+    @property
+    def carries_gradient(self) -> bool:
+        """Whether a gradient comes back."""
+        return any(t.requires_grad for value in self.values for t in tensors_of(value.spec))
+
+    def forward_bytes(self, batch_size: int) -> int:
+        """Return the bytes sent for one micro-batch."""
+        return sum(t.bytes_at(batch_size) for value in self.values for t in tensors_of(value.spec))
+
+    def backward_bytes(self, batch_size: int) -> int:
+        """Return the bytes of gradients that come back for one micro-batch."""
+        tensors = (t for value in self.values for t in tensors_of(value.spec))
+        return sum(t.bytes_at(batch_size) for t in tensors if t.requires_grad)
+
+
+class ModelInput(Record):
+    """A value that the model receives; every stage that takes it loads it itself."""
+
+    layer: str
+    key: int | str
+    spec: ValueSpec
+
+
+class Proof(Record):
+    """How good the plan is known to be."""
+
+    solver: str
+    objective: str
+    """What was minimised, with its unit: "step_ms"."""
+    value: float
+    """The plan's value under the planner's formula."""
+    lower_bound: float
+    """No plan in the search space has a smaller value."""
+    space: str
+    """Which plans were searched, for people."""
+
+    @property
+    def gap(self) -> float:
+        """How far the value may be above the optimum, as a fraction of the value."""
+        return (self.value - self.lower_bound) / self.value if self.value else 0.0
+
+
+class Source(Record):
+    """A file that the plan was made from."""
+
+    role: str
+    """"cluster" or "graph:<device type>"."""
+    path: str
+    """Relative to the plan file."""
+    sha256: str
+
+
+class Plan(Record, dict=True):
+    """Stages, replicas and schedule, with everything that the generator and the runtime need to know."""
+
+    task: str
+    factory: str
+    structure_sha256: str
+    dtype: str
+    microbatch_size: int
+    num_microbatches: int
+    schedule: str
+    stages: tuple[Stage, ...]
+    borders: tuple[Border, ...]
+    inputs: tuple[ModelInput, ...]
+    slowdowns: dict[str, float] = {}
+    """For each emulated device type, by how much the runtime slows its ranks down."""
+    predicted_step_ms: float
+    """By the simulator."""
+    proof: Proof
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        if self.microbatch_size < 1 or self.num_microbatches < 1:
+            raise ValueError("microbatch_size and num_microbatches must be at least 1")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
+            )
+        ranks = sorted({replica.rank for stage in self.stages for replica in stage.replicas})
+        if ranks != list(range(len(ranks))):
+            raise ValueError(
+                f"the replicas have the ranks {ranks}, expected 0 to {len(ranks) - 1}, each used"
+            )
+        for border in self.borders:
+            if not 0 <= border.source < border.target < len(self.stages):
+                raise ValueError(
+                    f"a border goes from stage {border.source} to stage {border.target}, "
+                    f"expected an earlier to a later one of {len(self.stages)} stages"
+                )
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        return load_record(path, PLAN_FORMAT, cls)
+
+    def save(self, path: Path) -> None:
+        save_record(path, PLAN_FORMAT, self)
+
+    @property
+    def num_ranks(self) -> int:
+        return 1 + max(replica.rank for stage in self.stages for replica in stage.replicas)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in one step."""
+        return self.microbatch_size * self.num_microbatches
+
+    def pipeline(self, num_microbatches: int | None = None) -> Pipeline:
+        """Return what the schedules need to know, for the plan's number of micro-batches or another."""
+        return Pipeline(
+            stages=tuple(
+                tuple(Worker(rank=replica.rank, share=replica.share) for replica in stage.replicas)
+                for stage in self.stages
+            ),
+            edges=tuple(
+                Edge(source=b.source, target=b.target, carries_gradient=b.carries_gradient)
+                for b in self.borders
+            ),
+            num_microbatches=num_microbatches or self.num_microbatches,
+        )
+
+    @cached_property
+    def rows(self) -> Schedule:
+        """The plan's schedule: what every rank does, in order."""
+        return make_schedule(self.schedule, self.pipeline())

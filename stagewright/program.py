@@ -1,0 +1,155 @@
+"""A schedule with its messages: each rank's computations, sends and receives, without deadlock.
+
+The rows of all ranks are played once with every message taking no time. That gives one order of all
+computations and messages of the run; each rank's program lists its part of that order. A send and its
+receive are one event of the order, so even if every operation blocked, the first unfinished event could
+always proceed: all its participants have finished everything before it.
+"""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stagewright.document import InputError
+from stagewright.schedule import Action, Edge, Pipeline, Schedule
+from stagewright.scheduling import is_ready
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The values (forward) or the gradients (backward) of one border for one micro-batch."""
+
+    edge: Edge
+    microbatch: int
+    forward: bool
+    sender: int
+    """Rank."""
+    receiver: int
+
+    def __str__(self) -> str:
+        what = "values" if self.forward else "gradients"
+        first, second = self.edge.source, self.edge.target
+        if not self.forward:
+            first, second = second, first
+        return (
+            f"{what} of micro-batch {self.microbatch} from stage {first} (rank {self.sender}) "
+            f"to stage {second} (rank {self.receiver})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Start sending a message; the computation that makes it is done."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Be ready to receive a message."""
+
+    message: Message
+
+
+Instruction = Action | Send | Receive
+
+
+def messages_of(pipeline: Pipeline, action: Action) -> list[Message]:
+    """Return what an action sends when it is done, to other ranks and to its own."""
+    messages = []
+    routes, microbatch = pipeline.routes, action.microbatch
+    rank = routes[action.stage][microbatch]
+    if action.kind == "F":
+        for edge in pipeline.targets[action.stage]:
+            messages.append(Message(edge, microbatch, True, rank, routes[edge.target][microbatch]))
+    elif action.kind in "BI":
+        for edge in pipeline.sources[action.stage]:
+            if edge.carries_gradient:
+                messages.append(
+                    Message(edge, microbatch, False, rank, routes[edge.source][microbatch])
+                )
+    return messages
+
+
+def check(pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False) -> list[Action]:
+    """Return one order of all actions in which each comes after what it needs.
+
+    Raises:
+        InputError: an action is missing, doubled, of no stage or on a rank that the plan does not give it,
+            or the rows wait for one another; the message names the actions, each with what it lacks.
+    """
+    _check_presence(pipeline, schedule, forward_only)
+    waiting = {rank: deque(row) for rank, row in schedule.rows.items()}
+    done: set[Action] = set()
+    order: list[Action] = []
+    while any(waiting.values()):
+        started = [
+            row.popleft()
+            for _, row in sorted(waiting.items())
+            if row and is_ready(pipeline, row[0], done)
+        ]
+        if not started:
+            stuck = "; ".join(
+                f"rank {rank} waits at {row[0]} for {_lacking(pipeline, row[0], done)}"
+                for rank, row in sorted(waiting.items())
+                if row
+            )
+            raise InputError(f"the schedule deadlocks: {stuck}; reorder the rows\n{schedule}")
+        done.update(started)
+        order += started
+    return order
+
+
+def compile_programs(
+    pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False
+) -> Mapping[int, tuple[Instruction, ...]]:
+    """Return each rank's program. Values that stay on a rank are no messages.
+
+    Raises:
+        InputError: as `check` does.
+    """
+    programs: dict[int, list[Instruction]] = {rank: [] for rank in schedule.rows}
+    for action in check(pipeline, schedule, forward_only=forward_only):
+        programs[pipeline.routes[action.stage][action.microbatch]].append(action)
+        for message in messages_of(pipeline, action):
+            if message.sender != message.receiver:
+                programs[message.sender].append(Send(message))
+                programs[message.receiver].append(Receive(message))
+    return {rank: tuple(program) for rank, program in programs.items()}
+
+
+def _check_presence(pipeline: Pipeline, schedule: Schedule, forward_only: bool) -> None:
+    if set(schedule.rows) != set(pipeline.ranks):
+        raise InputError(
+            f"the schedule has rows for ranks {sorted(schedule.rows)}, expected {pipeline.ranks}"
+        )
+    counts: Counter[tuple[int, int, str]] = Counter()
+    for rank, row in schedule.rows.items():
+        for action in row:
+            known = (
+                action.stage < len(pipeline.stages)
+                and action.microbatch < pipeline.num_microbatches
+            )
+            if not known or pipeline.routes[action.stage][action.microbatch] != rank:
+                raise InputError(
+                    f"rank {rank} has action {action}, which the plan does not give it"
+                )
+            counts[action.stage, action.microbatch, action.kind] += 1
+    for stage in range(len(pipeline.stages)):
+        for microbatch in range(pipeline.num_microbatches):
+            found = tuple(counts[stage, microbatch, kind] for kind in "FBIW")
+            complete = {(1, 0, 0, 0)} if forward_only else {(1, 1, 0, 0), (1, 0, 1, 1)}
+            if found not in complete:
+                raise InputError(
+                    f"stage {stage} has (F, B, I, W) = {found} for micro-batch {microbatch}, expected one of "
+                    f"{sorted(complete)}: each unit once forward and once backward\n{schedule}"
+                )
+
+
+def _lacking(pipeline: Pipeline, action: Action, done: set[Action]) -> str:
+    """Return the first thing that an action needs and that is not done, as text."""
+    for need in pipeline.needs(action):
+        choices = need if isinstance(need, tuple) else (need,)
+        if not any(choice in done for choice in choices):
+            return " or ".join(map(str, choices))
+    return "nothing"

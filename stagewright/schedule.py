@@ -1,0 +1,170 @@
+"""The schedule: one row of actions per rank. It is data that prints, parses back and can be checked.
+
+The simulator, the tests, the pictures and the runtime read the same rows.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from stagewright.document import InputError
+
+Kind = Literal["F", "B", "I", "W"]
+"""Forward; full backward; its two parts: gradient of the inputs, gradient of the weights."""
+
+_ACTION = re.compile(r"(\d+)([FBIW])(\d+)(?:\.(\d+))?", re.ASCII)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Action:
+    """One computation of one unit, (micro-batch, slice), by one stage."""
+
+    stage: int
+    kind: Kind
+    microbatch: int
+    slice: int | None = None
+    """None: the micro-batch is not cut into token slices."""
+
+    def __str__(self) -> str:
+        tail = "" if self.slice is None else f".{self.slice}"
+        return f"{self.stage}{self.kind}{self.microbatch}{tail}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Action":
+        """Return the action that prints as text: "2F0", "2F0.1".
+
+        Raises:
+            InputError: the text is no action.
+        """
+        match = _ACTION.fullmatch(text)
+        if match is None:
+            raise InputError(
+                f"action is {text!r}, expected stage, one of F B I W, micro-batch, as in 2F0"
+            )
+        stage, kind, microbatch, piece = match.groups()
+        return cls(int(stage), kind, int(microbatch), None if piece is None else int(piece))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One replica of a stage: its rank and its share of the stage's micro-batches."""
+
+    rank: int
+    share: int
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One stage sends to a later one, and gets gradients back if carries_gradient."""
+
+    source: int
+    target: int
+    carries_gradient: bool = True
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All that a schedule depends on: who runs each stage, which stages exchange messages, how many units."""
+
+    stages: tuple[tuple[Worker, ...], ...]
+    edges: tuple[Edge, ...]
+    num_microbatches: int
+
+    @cached_property
+    def routes(self) -> tuple[tuple[int, ...], ...]:
+        """For each stage and micro-batch, the rank that computes it."""
+        return tuple(_deal(workers, self.num_microbatches) for workers in self.stages)
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(sorted({worker.rank for workers in self.stages for worker in workers}))
+
+    @cached_property
+    def sources(self) -> tuple[tuple[Edge, ...], ...]:
+        """For each stage, the edges that end there."""
+        return tuple(tuple(e for e in self.edges if e.target == s) for s in range(len(self.stages)))
+
+    @cached_property
+    def targets(self) -> tuple[tuple[Edge, ...], ...]:
+        """For each stage, the edges that start there."""
+        return tuple(tuple(e for e in self.edges if e.source == s) for s in range(len(self.stages)))
+
+    def needs(self, action: Action) -> Iterator[Action | tuple[Action, Action]]:
+        """Yield the actions that must be done before one; a pair means either of the two (B or I)."""
+        stage, unit = action.stage, (action.microbatch, action.slice)
+        if action.kind == "F":
+            yield from (Action(edge.source, "F", *unit) for edge in self.sources[stage])
+        elif action.kind == "W":
+            yield Action(stage, "I", *unit)
+        else:
+            yield Action(stage, "F", *unit)
+            for edge in self.targets[stage]:
+                if edge.carries_gradient:
+                    yield (Action(edge.target, "B", *unit), Action(edge.target, "I", *unit))
+
+
+def _deal(workers: tuple[Worker, ...], num_microbatches: int) -> tuple[int, ...]:
+    """Deal micro-batches to replicas in proportion to their shares, as evenly spread as can be.
+
+    Smooth weighted round-robin: each turn every replica gains its share in credit, the richest (the first
+    of equals) takes the micro-batch and pays the sum of shares. Periodic with the sum of shares.
+    """
+    total = sum(worker.share for worker in workers)
+    credit = [0] * len(workers)
+    ranks = []
+    for _ in range(num_microbatches):
+        credit = [owned + worker.share for owned, worker in zip(credit, workers, strict=True)]
+        chosen = max(range(len(workers)), key=lambda index: (credit[index], -index))
+        credit[chosen] -= total
+        ranks.append(workers[chosen].rank)
+    return tuple(ranks)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What each rank does, in order."""
+
+    rows: Mapping[int, tuple[Action, ...]]
+
+    def __str__(self) -> str:
+        """One line per rank: "0: 0F0 0F1 0B0 0B1"."""
+        return "\n".join(
+            f"{rank}: {' '.join(map(str, row))}" for rank, row in sorted(self.rows.items())
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Return the schedule that prints as text; blank lines and lines that start with # are passed over.
+
+        Raises:
+            InputError: a line is not "RANK: ACTION ACTION ..."; the message names the line.
+        """
+        rows: dict[int, tuple[Action, ...]] = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            head, colon, tail = line.partition(":")
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            if not colon or not re.fullmatch(r"\d+", head.strip(), re.ASCII):
+                raise InputError(
+                    f"line {number} is {line!r}, expected a rank, a colon and actions: 0: 0F0 0B0"
+                )
+            if int(head) in rows:
+                raise InputError(
+                    f"line {number} gives rank {int(head)} a second row; one row per rank"
+                )
+            try:
+                rows[int(head)] = tuple(Action.parse(word) for word in tail.split())
+            except InputError as error:
+                raise InputError(f"line {number}: {error}") from None
+        return cls(rows)
+
+    def units_in_flight(self, rank: int, stage: int) -> int:
+        """Return the most units of a stage that a rank holds between forward and end of backward."""
+        held = most = 0
+        for action in self.rows[rank]:
+            if action.stage == stage:
+                held += {"F": 1, "B": -1, "I": 0, "W": -1}[action.kind]
+                most = max(most, held)
+        return most
