@@ -54,21 +54,30 @@ class Receive:
 Instruction = Action | Send | Receive
 
 
-def messages_of(pipeline: Pipeline, action: Action) -> list[Message]:
+def messages_from(pipeline: Pipeline, action: Action) -> list[Message]:
     """Return what an action sends when it is done, to other ranks and to its own."""
-    messages = []
-    routes, microbatch = pipeline.routes, action.microbatch
-    rank = routes[action.stage][microbatch]
     if action.kind == "F":
-        for edge in pipeline.targets[action.stage]:
-            messages.append(Message(edge, microbatch, True, rank, routes[edge.target][microbatch]))
-    elif action.kind in "BI":
-        for edge in pipeline.sources[action.stage]:
-            if edge.carries_gradient:
-                messages.append(
-                    Message(edge, microbatch, False, rank, routes[edge.source][microbatch])
-                )
-    return messages
+        return [_message(pipeline, edge, action, True) for edge in pipeline.targets[action.stage]]
+    if action.kind == "W":
+        return []
+    edges = (edge for edge in pipeline.sources[action.stage] if edge.carries_gradient)
+    return [_message(pipeline, edge, action, False) for edge in edges]
+
+
+def messages_to(pipeline: Pipeline, action: Action) -> list[Message]:
+    """Return what an action must have received before it starts, from other ranks and from its own."""
+    if action.kind == "F":
+        return [_message(pipeline, edge, action, True) for edge in pipeline.sources[action.stage]]
+    if action.kind == "W":
+        return []
+    edges = (edge for edge in pipeline.targets[action.stage] if edge.carries_gradient)
+    return [_message(pipeline, edge, action, False) for edge in edges]
+
+
+def _message(pipeline: Pipeline, edge: Edge, action: Action, forward: bool) -> Message:
+    ends = [pipeline.routes[stage][action.microbatch] for stage in (edge.source, edge.target)]
+    sender, receiver = ends if forward else reversed(ends)
+    return Message(edge, action.microbatch, forward, sender, receiver)
 
 
 def check(pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False) -> list[Action]:
@@ -111,7 +120,7 @@ def compile_programs(
     programs: dict[int, list[Instruction]] = {rank: [] for rank in schedule.rows}
     for action in check(pipeline, schedule, forward_only=forward_only):
         programs[pipeline.routes[action.stage][action.microbatch]].append(action)
-        for message in messages_of(pipeline, action):
+        for message in messages_from(pipeline, action):
             if message.sender != message.receiver:
                 programs[message.sender].append(Send(message))
                 programs[message.receiver].append(Receive(message))
