@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
             cls, *, tag_field: str = "", tag: str = "", dict: bool = False
         ) -> None: ...
 
+        def replace(self, **changes: Any) -> Self: ...
+
 else:
 
     class _KeywordOnly(type(msgspec.Struct)):
@@ -42,6 +44,10 @@ else:
 
     class Record(msgspec.Struct, metaclass=_KeywordOnly, frozen=True, forbid_unknown_fields=True):
         """An immutable noun; decoding refuses unknown, missing and ill-typed fields."""
+
+        def replace(self, **changes: Any) -> Self:
+            """Return a copy with some fields changed, checked as every new record is."""
+            return msgspec.structs.replace(self, **changes)
 
 
 RecordType = TypeVar("RecordType", bound=Record)
