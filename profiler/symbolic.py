@@ -1,0 +1,147 @@
+"""Tracing with torch.fx: a model becomes a graph of calls, and what cannot be traced is named by line."""
+
+import functools
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stagewright.document import InputError
+
+FACTORIES: tuple[Callable[..., Any], ...] = (
+    torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.linspace,
+    torch.eye, torch.rand, torch.randn, torch.randint,
+)  # fmt: skip
+"""Functions that take no tensor; fx must watch for them, or a size of the input in a call is an error."""
+SOURCE = "stagewright_source"
+"""Key in a node's meta: the user's file and line."""
+REWRITE = (
+    "write it without control flow or Python numbers that depend on the values of tensors (torch.where), or "
+    "put it into an nn.Module whose class has stagewright_layer = True: that module is one layer then"
+)
+_FOREIGN = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parent),
+    str(Path(__file__).resolve().parent),
+)
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+class LayerTracer(fx.Tracer):
+    """Makes one node of every layer: modules without parts of their own, functions, methods, attributes."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, positional: Sequence[str], keywords: Sequence[str]) -> None:
+        super().__init__(autowrap_functions=FACTORIES)
+        self._autowrap_search.append(torch)
+        self._positional = positional
+        self._keywords = keywords
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if getattr(type(m), "stagewright_layer", False):
+            return True
+        is_container = isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        return type(m).__module__.startswith("torch.nn") and not is_container
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return the call of the model with a placeholder for each input that the example has.
+
+        So a parameter of forward that the example leaves out keeps its default.
+        """
+        places = [self.create_proxy("placeholder", name, (), {}) for name in self._positional]
+        named = {name: self.create_proxy("placeholder", name, (), {}) for name in self._keywords}
+        assert isinstance(self.root, nn.Module)
+        return functools.partial(root_fn, **named), [self.root, *places]
+
+    def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
+        node = super().create_node(*arguments, **options)
+        node.meta[SOURCE] = _place_of_frame(sys._getframe(1))
+        return node
+
+
+def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any]) -> fx.Graph:
+    """Return the fx graph of a model; its placeholders are in the order of the inputs.
+
+    Raises:
+        InputError: the model cannot be traced; the message has the user's file and line.
+    """
+    keywords = [key for key in inputs if isinstance(key, str)]
+    tracer = LayerTracer(_positional_names(model, len(inputs) - len(keywords), keywords), keywords)
+    if tracer.is_leaf_module(model, ""):
+        raise InputError(
+            f"the model is a single {type(model).__name__}, which is one layer; "
+            "wrap it in nn.Sequential, and build what has several layers of smaller modules"
+        )
+    try:
+        return tracer.trace(model)
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"{place_of_error(error)}: cannot be traced: {reason}; {REWRITE}"
+        ) from error
+
+
+def _positional_names(model: nn.Module, count: int, keywords: Sequence[str]) -> list[str]:
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*range(count), **dict.fromkeys(keywords))
+    except TypeError as error:
+        raise InputError(
+            f"{type(model).__name__}.forward{signature} does not take the example input, {count} positional "
+            f"values and the keywords {list(keywords)}: {error}; correct example_input"
+        ) from None
+    names: list[str] = []
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(len(value))]
+        elif kind is not inspect.Parameter.VAR_KEYWORD and name not in keywords:
+            names.append(name)
+    return names
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def place_of_error(error: BaseException) -> str:
+    """Return file:line of the innermost frame of an error that is the user's code."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_users(frame.filename):
+            return f"{frame.filename}:{frame.lineno}"
+    return "the model"
+
+
+def place_of_node(node: fx.Node) -> str:
+    """Return file:line of the user's code that a node was traced from."""
+    return str(node.meta.get(SOURCE, "the model"))
+
+
+def _place_of_frame(frame: FrameType | None) -> str:
+    while frame is not None:
+        if _is_users(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "the model"
+
+
+def _is_users(filename: str) -> bool:
+    if filename.startswith(("<", *_FOREIGN)):
+        return False
+    return "site-packages" in filename or not filename.startswith(_STANDARD_LIBRARY)

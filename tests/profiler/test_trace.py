@@ -1,0 +1,223 @@
+"""Tracing: the layers, replayed from their own data, compute what the model computes."""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stagewright.document import InputError
+from stagewright.graph import AttributeOperation, FunctionOperation, ModuleOperation
+from stagewright.profiler.trace import TracedModel, trace
+from stagewright.task import Task
+from stagewright.value import LayerRef, NumberSpec, PerSample, TensorSpec
+
+
+def task_of(build: Callable[[], nn.Module], example_input: Callable[[int], Any]) -> Task:
+    module = types.ModuleType("task_under_test")
+    module.build = build  # type: ignore[attr-defined]
+    module.example_input = example_input  # type: ignore[attr-defined]
+    return Task(name="task_under_test", factory="build", module=module)
+
+
+def traced(model: nn.Module, *shape: int) -> TracedModel:
+    return trace(task_of(lambda: model, lambda size: torch.randn(size, *shape)), model)
+
+
+def test_a_module_is_named_by_its_path_and_its_second_call_is_marked() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.ModuleList([nn.Linear(4, 4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body[0](torch.relu(self.body[0](x))) + x  # type: ignore[no-any-return]
+
+    result = traced(Twice(), 4)
+    assert [layer.name for layer in result.layers] == ["x", "body.0", "relu", "body.0@2", "add"]
+    first, second = result.layers[1], result.layers[3]
+    assert first.operation == second.operation and first.parameters == second.parameters
+    assert [p.name for p in first.parameters] == ["body.0.weight", "body.0.bias"]
+    assert first.parameter_bytes == (16 + 4) * 4
+    assert result.layers[4].operation == FunctionOperation(target="operator.add")
+    assert result.layers[4].inputs == ("body.0@2", "x")
+
+
+def test_sizes_are_fixed_or_per_sample_and_equal_numbers_are_folded() -> None:
+    class Shapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, rows, columns = x.shape
+            return self.one(x).view(batch * rows, columns)  # type: ignore[no-any-return]
+
+    layers = {layer.name: layer for layer in traced(Shapes(), 3, 6).layers}
+    assert layers["view"].output == TensorSpec(
+        shape=(PerSample(per_sample=3), 6), dtype="float32", requires_grad=True
+    )
+    assert layers["view"].arguments == (LayerRef(name="one"), LayerRef(name="mul"), 6)
+    assert layers["mul"].output == NumberSpec(value=PerSample(per_sample=3))
+    assert layers["mul"].arguments[1] == 3
+    assert "getitem_1" not in layers
+
+
+def test_an_overwritten_value_is_taken_from_the_layer_that_overwrote_it() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.one(x)
+            self.relu(y)
+            return y.mul_(2) + y
+
+    result = traced(InPlace(), 4)
+    layers = {layer.name: layer for layer in result.layers}
+    assert layers["relu"].overwrites == "one"
+    assert layers["mul_"].overwrites == "relu"
+    assert layers["add"].arguments == (LayerRef(name="mul_"), LayerRef(name="mul_"))
+
+
+def test_overwriting_memory_that_another_layer_needs_is_refused_by_line() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.one(x)
+            y.view(-1).mul_(2)
+            return y
+
+    with pytest.raises(InputError, match=r"test_trace.py:\d+: layer 'mul_': .* write it out of"):
+        traced(Shared(), 4)
+
+
+def test_random_layers_and_frozen_modes_and_tied_parameters_are_found() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 4)
+            self.dropout = nn.Dropout(0.5)
+            self.norm = nn.BatchNorm1d(4).eval()
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.table.weight
+            self.scale = nn.Parameter(torch.ones(4))
+            self.register_buffer("shift", torch.zeros(4), persistent=False)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.norm(self.dropout(self.table(tokens)))
+            return self.head(x * self.scale + self.shift)  # type: ignore[no-any-return]
+
+    model = Mixed()
+    result = trace(task_of(Mixed, lambda size: torch.zeros(size, dtype=torch.int64)), model)
+    layers = {layer.name: layer for layer in result.layers}
+    assert [layer.name for layer in result.layers if layer.random] == ["dropout"]
+    frozen = [
+        layer.name
+        for layer in result.layers
+        if isinstance(layer.operation, ModuleOperation) and not layer.operation.training
+    ]
+    assert frozen == ["norm"]
+    assert result.tied == (("table.weight", "head.weight"),)
+    assert layers["scale"].operation == AttributeOperation(path="scale")
+    assert [b.persistent for b in layers["shift"].buffers] == [False]
+    assert layers["norm"].buffer_bytes == 4 * 4 + 4 * 4 + 8
+    assert not layers["tokens"].output.requires_grad  # type: ignore[union-attr]
+    assert torch.equal(model.norm.running_mean, torch.zeros(4))  # type: ignore[arg-type]
+
+
+def test_the_hash_is_of_the_structure_alone() -> None:
+    def hash_of(width: int) -> str:
+        return traced(nn.Sequential(nn.Linear(4, width), nn.ReLU()), 4).structure_sha256
+
+    assert hash_of(3) == hash_of(3)
+    assert hash_of(3) != hash_of(5)
+
+
+def test_several_inputs_are_taken_by_position_or_keyword_and_defaults_stay() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+            z = self.one(x) + y
+            return {"all": z} if mask is None else {"some": z * mask}
+
+    model = Several()
+
+    def positional(size: int) -> tuple[Tensor, Tensor]:
+        return torch.ones(size, 4), torch.ones(size, 4)
+
+    def keywords(size: int) -> dict[str, Tensor]:
+        return {"x": torch.ones(size, 4), "mask": torch.ones(size, 4), "y": torch.ones(size, 4)}
+
+    first = trace(task_of(Several, positional), model)
+    assert [layer.operation.key for layer in first.layers[:2]] == [0, 1]  # type: ignore[union-attr]
+    second = trace(task_of(Several, keywords), model)
+    keys = [layer.operation.key for layer in second.layers if layer.is_input]  # type: ignore[union-attr]
+    assert keys == ["x", "mask", "y"]
+    assert [layer.name for layer in second.layers][-1] == "mul"
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+class ModeDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, 0.5, self.training)
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            x
+            @ x.transpose(0, 1)
+            @ torch.ones(x.size(0) ** 2, 1)[: x.size(0)].repeat(1, x.size(0) ** 2)
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branching(), r"test_trace.py:\d+: cannot be traced: .*control flow.*torch.where"),
+        (ModeDependent(), r"test_trace.py:\d+: layer 'dropout' is called differently"),
+        (Constant(), r"test_trace.py:\d+: .*'table'.*register it as a buffer"),
+        (Squared(), r"test_trace.py:\d+: layer 'pow_1': a size is 4 at 2 samples and 9 at 3"),
+        (nn.Sequential(nn.Linear(5, 2)), r"layer '_?0' .*fails on the example input: RuntimeError"),
+        (nn.Linear(4, 4), "wrap it in nn.Sequential"),
+        (nn.Sequential(nn.ReLU()).eval(), "eval mode"),
+    ],
+)
+def test_what_cannot_be_traced_is_named_by_line(model: nn.Module, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        traced(model, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_marked_as_layer_may_branch() -> None:
+    class Opaque(Branching):
+        stagewright_layer = True
+
+    result = traced(nn.Sequential(nn.Linear(4, 4), Opaque()), 4)
+    operation = result.layers[-1].operation
+    assert isinstance(operation, ModuleOperation) and operation.constructor is None
