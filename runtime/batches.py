@@ -1,0 +1,127 @@
+"""Batches: the same micro-batches on input ranks and on loss ranks, from (seed, epoch, step, micro-batch)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from stagewright.document import InputError
+from stagewright.plan import ModelInput
+
+from .randomness import seed_of, seeded
+from .stage import Values
+
+
+class DataOrder:
+    """Which samples of a dataset make up each micro-batch; a pure function of the seed."""
+
+    def __init__(
+        self, num_samples: int, microbatch_size: int, num_microbatches: int, seed: int
+    ) -> None:
+        """Raises InputError if the dataset has less than one step's samples."""
+        self._num_samples = num_samples
+        self._microbatch_size = microbatch_size
+        self._batch_size = microbatch_size * num_microbatches
+        self._seed = seed
+        self._epoch: int | None = None
+        self._order: list[int] = []
+        """The samples of epoch self._epoch, shuffled."""
+        self.steps_per_epoch = num_samples // self._batch_size
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"the dataset has {num_samples} samples, expected at least {self._batch_size}: "
+                f"{num_microbatches} micro-batches of {microbatch_size}; plan a smaller --batch-size"
+            )
+
+    def indices(self, epoch: int, step: int, microbatch: int) -> list[int]:
+        """Return the samples of one micro-batch of an epoch's step; an incomplete last step is left out."""
+        if self._epoch != epoch:
+            generator = torch.Generator().manual_seed(seed_of(self._seed, epoch, "order"))
+            self._order = torch.randperm(self._num_samples, generator=generator).tolist()
+            self._epoch = epoch
+        first = step * self._batch_size + microbatch * self._microbatch_size
+        return self._order[first : first + self._microbatch_size]
+
+
+class MicrobatchData:
+    """The micro-batches of one step (or of one evaluation), loaded when they are asked for."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        microbatches: Sequence[Sequence[int]],
+        inputs: Sequence[ModelInput],
+        dtype: torch.dtype,
+        device: torch.device,
+        key: tuple[int | str, ...],
+    ) -> None:
+        """key seeds what the dataset draws at random for a sample (augmentation)."""
+        self._dataset = dataset
+        self._microbatches = microbatches
+        self._inputs = {model_input.layer: model_input.key for model_input in inputs}
+        self._dtype = dtype
+        self._device = device
+        self._key = key
+        self._loaded: dict[int, tuple[Any, Any]] = {}
+
+    def size_of(self, microbatch: int) -> int:
+        return len(self._microbatches[microbatch])
+
+    def inputs_of(self, microbatch: int, layers: Sequence[str]) -> Values:
+        wanted = [layer for layer in layers if layer in self._inputs]
+        if not wanted:
+            return {}
+        data = self._load(microbatch)[0]
+        return {layer: self._select(data, self._inputs[layer]) for layer in wanted}
+
+    def target_of(self, microbatch: int) -> Any:
+        return self._load(microbatch)[1]
+
+    def _load(self, microbatch: int) -> tuple[Any, Any]:
+        if microbatch not in self._loaded:
+            samples = []
+            for index in self._microbatches[microbatch]:
+                with seeded(seed_of(*self._key, index)):
+                    samples.append(self._dataset[index])
+            if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:
+                raise InputError(
+                    f"dataset: item is a {type(samples[0]).__name__}, expected (input, target)"
+                )
+            collated = default_collate(samples)
+            self._loaded = {microbatch: (self._place(collated[0]), self._place(collated[1]))}
+        return self._loaded[microbatch]
+
+    def _place(self, value: Any) -> Any:
+        """Move tensors to the device, floating-point ones to the run's dtype."""
+        if isinstance(value, torch.Tensor):
+            dtype = self._dtype if value.is_floating_point() else value.dtype
+            return value.to(self._device, dtype)
+        if isinstance(value, dict):
+            return {key: self._place(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return tuple(self._place(item) for item in value)
+        return value
+
+    @staticmethod
+    def _select(data: Any, key: int | str) -> Any:
+        if isinstance(key, str):
+            if not isinstance(data, dict) or key not in data:
+                raise InputError(
+                    f"dataset: input has no {key!r}, expected a dict as example_input gives"
+                )
+            return data[key]
+        items = data if isinstance(data, tuple) else (data,)
+        if key >= len(items):
+            raise InputError(f"dataset: input has {len(items)} values, expected at least {key + 1}")
+        return items[key]
+
+
+def in_order(num_samples: int, microbatch_size: int) -> list[range]:
+    """Return micro-batches that cover every sample once in order; the last one may be smaller."""
+    count = math.ceil(num_samples / microbatch_size)
+    return [
+        range(i * microbatch_size, min(num_samples, (i + 1) * microbatch_size))
+        for i in range(count)
+    ]

@@ -1,0 +1,164 @@
+"""stagewright train: run this rank's part of a plan; start it with torchrun, one process per rank."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from stagewright.document import InputError, write_atomically
+
+from .faults import PEER_LOST_STATUS, PeerLostError, end_on_termination, end_rank
+from .package import load_package
+from .report import RunReport, format_report, make_report
+from .session import OPTIMIZERS, Session, Settings
+from .trainer import History, TrainingOptions, describe, train
+from .values import ValueMismatchError
+from .weights import gather_weights, save_tensors, state_of_stages
+from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="stagewright train",
+        description="Train a plan's stages. Start with: torchrun --nproc-per-node N -m stagewright.runtime "
+        "DIR --task TASK, or torchrun on every server.",
+    )
+    add = parser.add_argument
+    add(
+        "directory",
+        type=Path,
+        help="stage modules that stagewright generate wrote (code: trust it)",
+    )
+    add("--task", required=True, help="package.module or path/to/file.py with loss and dataset")
+    add("--epochs", type=int, default=1)
+    add("--max-steps", type=int, help="stop after so many steps in all")
+    add("--optimizer", choices=sorted(OPTIMIZERS), default="sgd")
+    add("--lr", type=float, default=0.01, help="learning rate")
+    add("--momentum", type=float, default=0.9, help="sgd only")
+    add("--weight-decay", type=float, default=0.0)
+    add("--seed", type=int, default=0)
+    add("--dtype", choices=["float32", "float64"], help="default: the plan's")
+    add(
+        "--weights",
+        type=Path,
+        help="safetensors to start from; default: the task's model under the seed",
+    )
+    add("--output", type=Path, help="write the trained weights here (safetensors, original names)")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="save checkpoints here; all ranks must see it",
+    )
+    add("--checkpoint-every", type=int, metavar="STEPS", help="default: at the end of every epoch")
+    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in --checkpoint, if any",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="longest wait for another rank in a step",
+    )
+    add("--report", type=Path, help="write measured against predicted here (JSON)")
+    add("--json", action="store_true", help="print one JSON object instead of text (rank 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank; return its exit status: 0, 2 for wrong input, 3 where another rank was lost."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name in ("epochs", "max_steps", "checkpoint_every", "keep"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    rank, size, local_rank = ranks_started(os.environ)
+    if size == 1:
+        return _run(args, rank, size, local_rank)
+    try:
+        status = _run(args, rank, size, local_rank)
+    except InputError as error:
+        end_rank(f"stagewright train: rank {rank}: {error}", 2)
+    except PeerLostError as error:
+        end_rank(f"stagewright train: rank {rank}: {error}", PEER_LOST_STATUS)
+    except ValueMismatchError as error:
+        end_rank(f"stagewright train: rank {rank}: {error}; profile, plan and generate again", 2)
+    except BaseException:  # noqa: BLE001 - the other ranks must not wait for this one, whatever it met
+        traceback.print_exc()
+        end_rank(f"stagewright train: rank {rank}: failed, see the traceback above", 1)
+    return status
+
+
+def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    package = load_package(args.directory)
+    check_world_size(package.plan, size)
+    if size > 1:
+        end_on_termination(rank)
+    world = join_world(rank, size, choose_device(args.device, local_rank), args.timeout)
+    settings = Settings(
+        optimizer=args.optimizer,
+        learning_rate=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        seed=args.seed,
+        dtype=args.dtype,
+        weights=args.weights,
+    )
+    session = Session.start(args.directory, args.task, world, settings)
+    options = TrainingOptions(
+        epochs=args.epochs,
+        max_steps=args.max_steps,
+        checkpoint_folder=args.checkpoint,
+        checkpoint_every=args.checkpoint_every,
+        keep=args.keep,
+        resume=args.resume,
+    )
+    history = train(session, options, progress=rank == 0 and sys.stderr.isatty())
+    if args.output is not None:
+        session.average_buffers()
+        weights = gather_weights(state_of_stages(session.modules), world.control)
+        if weights is not None:
+            save_tensors(
+                args.output, weights, {"task": package.plan.task, "step": str(_step(history))}
+            )
+    report = make_report(session)
+    if report is not None:
+        _print_result(args, history, report)
+    leave_world()
+    return 0
+
+
+def _step(history: History) -> int:
+    return history.first_step + len(history.losses)
+
+
+def _print_result(args: argparse.Namespace, history: History, report: RunReport) -> None:
+    content: dict[str, Any] = {"history": asdict(history), "report": msgspec.to_builtins(report)}
+    if args.report is not None:
+        write_atomically(args.report, json.dumps(content, indent=1).encode() + b"\n")
+    if args.json:
+        print(json.dumps(content))
+        return
+    if history.first_step:
+        print(f"resumed after step {history.first_step}")
+    for result in history.epochs:
+        print(describe(result))
+    print(format_report(report))
+    if args.output is not None:
+        print(f"wrote {args.output}")

@@ -1,0 +1,164 @@
+"""The executor: one rank walks its program of computations, sends and receives."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from stagewright.program import Instruction, Message, Receive, Send, messages_from, messages_to
+from stagewright.schedule import Action, Pipeline
+
+from .exchange import Exchange
+from .randomness import LayerSeeds
+from .stage import StageRunner, Values
+
+
+class Batches(Protocol):
+    """Where a rank gets the data of a step's micro-batches from."""
+
+    def size_of(self, microbatch: int) -> int:
+        """Return the number of samples in a micro-batch."""
+
+    def inputs_of(self, microbatch: int, layers: Sequence[str]) -> Values:
+        """Return the model's inputs of a micro-batch that some layers name."""
+
+    def target_of(self, microbatch: int) -> Any:
+        """Return the targets of a micro-batch."""
+
+
+class Finish(Protocol):
+    """What the last stage does with the model's output of one micro-batch."""
+
+    def __call__(self, output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+        """Return the tensor that the backward starts at: the weighted loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """When one action ran on this rank, in seconds of time.perf_counter."""
+
+    action: Action
+    waited_s: float
+    """Between the end of the action before and the start of this one's computation."""
+    start_s: float
+    end_s: float
+
+
+class Executor:
+    """Executes programs on one rank with its stages; the flush, the update and the data are its callers'."""
+
+    def __init__(
+        self,
+        stages: Mapping[int, StageRunner],
+        exchange: Exchange,
+        seeds: LayerSeeds,
+        device: torch.device,
+        slowdown: float = 1.0,
+    ) -> None:
+        """slowdown > 1 emulates a slower device: each computation is followed by a sleep."""
+        self.stages = stages
+        self._exchange = exchange
+        self._seeds = seeds
+        self._device = device
+        self._slowdown = slowdown
+        self._local: dict[Message, list[torch.Tensor]] = {}
+        self._outgoing: dict[Message, list[torch.Tensor]] = {}
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        program: Sequence[Instruction],
+        batches: Batches,
+        step: int,
+        finish: Finish | None,
+    ) -> list[Measurement]:
+        """Walk one program and return what was measured, action by action.
+
+        With gradients enabled, backwards add to the parameters' gradients.
+
+        Args:
+            pipeline: what the program was compiled for.
+            program: this rank's.
+            batches: the step's data.
+            step: for the random layers' seeds.
+            finish: on a rank of the last stage.
+
+        Raises:
+            PeerLostError: another rank died or is stuck.
+        """
+        measurements = []
+        finished_s = time.perf_counter()
+        for instruction in program:
+            if isinstance(instruction, Send):
+                message = instruction.message
+                size = batches.size_of(message.microbatch)
+                self._exchange.send(message, self._outgoing.pop(message), size)
+            elif isinstance(instruction, Receive):
+                message = instruction.message
+                self._exchange.post(message, batches.size_of(message.microbatch))
+            else:
+                start_s = self._compute(pipeline, instruction, batches, step, finish)
+                end_s = time.perf_counter()
+                measurements.append(Measurement(instruction, start_s - finished_s, start_s, end_s))
+                finished_s = end_s
+        self._exchange.drain()
+        return measurements
+
+    def _compute(
+        self,
+        pipeline: Pipeline,
+        action: Action,
+        batches: Batches,
+        step: int,
+        finish: Finish | None,
+    ) -> float:
+        """Run one action and return when its computation started."""
+        stage, microbatch = self.stages[action.stage], action.microbatch
+        arrived = {message.edge: self._take(message) for message in messages_to(pipeline, action)}
+        if action.kind == "F":
+            received = {edge.source: tensors for edge, tensors in arrived.items()}
+            inputs = batches.inputs_of(microbatch, stage.input_names)
+            last = stage.index == len(pipeline.stages) - 1
+            bound = None
+            if last and finish is not None:
+                bound = partial(finish, target=batches.target_of(microbatch), microbatch=microbatch)
+            self._seeds.begin(step, microbatch)
+            start_s, cpu_s = time.perf_counter(), time.thread_time()
+            size = batches.size_of(microbatch)
+            outgoing = stage.forward(microbatch, size, inputs, received, bound)
+        else:
+            gradients = {edge.target: tensors for edge, tensors in arrived.items()}
+            start_s, cpu_s = time.perf_counter(), time.thread_time()
+            outgoing = stage.backward(microbatch, gradients)
+        self.emulate(start_s, cpu_s)
+        for message in messages_from(pipeline, action):
+            tensors = outgoing[message.edge.target if message.forward else message.edge.source]
+            if message.sender == message.receiver:
+                self._local[message] = [tensor.detach() for tensor in tensors]
+            else:
+                self._outgoing[message] = tensors
+        return start_s
+
+    def _take(self, message: Message) -> list[torch.Tensor]:
+        """Return the tensors of a message from another rank or from another stage of this one."""
+        if message.sender == message.receiver:
+            return self._local.pop(message)
+        return self._exchange.receive(message)
+
+    def emulate(self, start_s: float, cpu_s: float) -> None:
+        """Wait for the device, then sleep as much longer as the emulated device would have computed.
+
+        Args:
+            start_s: time.perf_counter at the start of the computation.
+            cpu_s: time.thread_time then.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            spent_s = time.perf_counter() - start_s
+        else:
+            spent_s = time.thread_time() - cpu_s
+        if self._slowdown > 1:
+            time.sleep(spent_s * (self._slowdown - 1))

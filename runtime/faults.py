@@ -1,0 +1,68 @@
+"""Faults: a dead or stuck peer ends the run with one clear line on every rank."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch.distributed as dist
+
+PEER_LOST_STATUS = 3
+"""Exit status of a rank that gave up because of another rank."""
+
+
+class PeerLostError(Exception):
+    """Another rank died or did not answer in time; the message says what was waited for."""
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Turn the backend's error in a wait into one that says what was waited for.
+
+    Raises:
+        PeerLostError: the peer closed the connection or the time ran out.
+    """
+    try:
+        yield
+    except (
+        dist.DistBackendError,
+        dist.DistNetworkError,
+        dist.DistStoreError,
+        RuntimeError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PeerLostError(f"lost a peer while waiting for {what} ({reason[:160]})") from error
+
+
+def end_rank(message: str, status: int) -> NoReturn:
+    """Print one line and end this process at once, whatever its other threads wait for."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def end_on_termination(rank: int) -> None:
+    """End this rank with one line when it is told to stop, even while it waits inside the backend.
+
+    A Python signal handler runs only between two instructions of the main thread, which may sit in a wait
+    of the backend; so the signal's number goes to a pipe that a thread of its own reads.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while True:
+            numbers = os.read(reader, 64)
+            if signal.SIGTERM in numbers:
+                end_rank(
+                    f"stagewright train: rank {rank}: told to stop (SIGTERM): another rank failed or the "
+                    "launcher was stopped",
+                    PEER_LOST_STATUS,
+                )
+
+    threading.Thread(target=watch, name="stagewright-termination", daemon=True).start()

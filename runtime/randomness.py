@@ -1,0 +1,41 @@
+"""Random numbers that depend on nothing but (seed, step, micro-batch, layer), so on no plan."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def seed_of(*key: int | str) -> int:
+    """Return a 63-bit seed for a key; equal keys give equal seeds in every process."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's CPU random numbers from a seed inside, and leave the generator as it was."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class LayerSeeds:
+    """Seeds torch's generators before each random layer of a unit."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._step = 0
+        self._microbatch = 0
+
+    def begin(self, step: int, microbatch: int) -> None:
+        """Say which unit runs next."""
+        self._step, self._microbatch = step, microbatch
+
+    def __call__(self, layer: str) -> None:
+        """Seed for one layer; the generated stage calls this right before it."""
+        torch.manual_seed(seed_of(self._seed, self._step, self._microbatch, layer))

@@ -1,0 +1,168 @@
+"""Replicas: every parameter's gradient is summed over all ranks that hold it.
+
+The micro-batches' losses are weighted by their samples on the last stage, so the sum (not the mean) over the
+replicas of a stage is the gradient of the whole batch, whatever their number and shares. A parameter that
+stands in several stages (tied) is summed over the ranks of all of them, which keeps its copies equal.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .faults import waiting_for
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the parameters of a rank's stages by original name, tied ones under each of their names."""
+    return {
+        name: parameter
+        for module in modules
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def buffers_of(modules: Iterable[nn.Module]) -> dict[str, torch.Tensor]:
+    """Return the buffers of a rank's stages by original name, those outside the state dict too."""
+    return {
+        name: buffer
+        for module in modules
+        for name, buffer in module.named_buffers(remove_duplicate=False)
+    }
+
+
+class Reduction:
+    """The groups of ranks that share parameters or buffers, and the sums over them."""
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        tied: Iterable[tuple[str, ...]],
+        device: torch.device,
+        control: dist.ProcessGroup | None,
+    ) -> None:
+        """Agree on who holds what; every rank calls this at the same time. control is None on one rank."""
+        canonical = {name: group[0] for group in tied for name in group}
+        modules = list(modules)
+        self._device = device
+        self._control = control
+        self.parameters: dict[str, nn.Parameter] = {}
+        for name, parameter in parameters_of(modules).items():
+            if parameter.requires_grad:
+                self.parameters.setdefault(canonical.get(name, name), parameter)
+        self._buffers = buffers_of(modules)
+        rank = dist.get_rank() if control is not None else 0
+        holders = _holders([*self.parameters], control)
+        self._groups = _make_groups(holders, rank)
+        self._buffer_groups = _make_groups(_holders([*self._buffers], control), rank)
+        self.agree_on_buffers()
+        self.owned = {name for name in self.parameters if holders[name][0] == rank}
+        """The trained parameters whose first holder is this rank; over all ranks, each once."""
+        state = [name for module in modules for name in module.state_dict()]
+        first = _holders(state, control)
+        self.owned_state = [name for name in dict.fromkeys(state) if first[name][0] == rank]
+        """The same for the names of the original model's state dict, tied ones each."""
+
+    def sum_gradients(self) -> None:
+        """Sum every shared parameter's gradient over the ranks that hold it.
+
+        A gradient that no rank has stays None, as in one process.
+        """
+        for names, group in self._groups:
+            parameters = [self.parameters[name] for name in names]
+            missing = torch.tensor([p.grad is None for p in parameters], device=self._device)
+            by_dtype: dict[torch.dtype, list[nn.Parameter]] = defaultdict(list)
+            for parameter in parameters:
+                by_dtype[parameter.dtype].append(parameter)
+            present = (~missing).to(torch.float32)
+            with waiting_for("the gradient sum over the replicas of a stage"):
+                dist.all_reduce(present, group=group)
+                for same in by_dtype.values():
+                    _sum_flat(same, group)
+            for parameter, found in zip(parameters, present.tolist(), strict=True):
+                if not found:
+                    parameter.grad = None
+
+    def average_buffers(self, units: int) -> None:
+        """Make the buffers of a stage's replicas equal: the rule for BatchNorm's running statistics.
+
+        Each replica has changed its statistics with its own micro-batches only. A floating-point buffer that
+        changed on any of them becomes the mean over the replicas, weighted by the micro-batches since the
+        last call; an integer one (num_batches_tracked) gets the sum of all changes. With one replica nothing
+        changes, so the statistics are one process's.
+
+        Args:
+            units: micro-batches that this rank has run forward since the last call.
+        """
+        for names, group in self._buffer_groups:
+            total = torch.tensor(float(units), dtype=torch.float64, device=self._device)
+            changed = torch.tensor(
+                [not torch.equal(self._buffers[name], self._agreed[name]) for name in names],
+                dtype=torch.float32,
+                device=self._device,
+            )
+            with waiting_for("the averaging of buffers over the replicas of a stage"):
+                dist.all_reduce(total, group=group)
+                dist.all_reduce(changed, group=group)
+                for name, differs in zip(names, changed.tolist(), strict=True):
+                    if differs:
+                        self._average(name, units / total.item(), group)
+
+    def _average(self, name: str, weight: float, group: dist.ProcessGroup) -> None:
+        buffer, agreed = self._buffers[name], self._agreed[name]
+        if buffer.is_floating_point():
+            mean = buffer.double() * weight
+            dist.all_reduce(mean, group=group)
+            buffer.copy_(mean)
+        else:
+            change = buffer.to(torch.int64) - agreed
+            dist.all_reduce(change, group=group)
+            buffer.copy_(agreed + change)
+        agreed.copy_(buffer)
+
+    def agree_on_buffers(self) -> None:
+        """Note the buffers' present values as equal on all replicas (after loading them)."""
+        self._agreed = {
+            name: self._buffers[name].clone() for names, _ in self._buffer_groups for name in names
+        }
+
+
+def _sum_flat(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Sum the gradients of parameters of one dtype over a group, in one message."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat, group=group)
+    parts = torch.split(flat, [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def _holders(names: list[str], control: dist.ProcessGroup | None) -> Mapping[str, tuple[int, ...]]:
+    """Return for each name on any rank the ranks that hold it, in order."""
+    everyone: list[list[str]] = [names]
+    if control is not None:
+        everyone = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, names, group=control)
+    holders: dict[str, tuple[int, ...]] = defaultdict(tuple)
+    for rank, held in enumerate(everyone):
+        for name in held:
+            holders[name] += (rank,)
+    return holders
+
+
+def _make_groups(
+    holders: Mapping[str, tuple[int, ...]], rank: int
+) -> list[tuple[list[str], dist.ProcessGroup]]:
+    """Make a process group for every set of ranks that shares names; return those of this rank."""
+    shared: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name in sorted(holders):
+        if len(holders[name]) > 1:
+            shared[holders[name]].append(name)
+    groups = []
+    for ranks in sorted(shared):
+        group = dist.new_group(list(ranks))
+        if rank in ranks:
+            groups.append((shared[ranks], group))
+    return groups

@@ -1,0 +1,249 @@
+"""A session: one rank's stages, ready to run steps. The library that the train command is built on.
+
+session = Session.start(Path("stages"), "task.py", world, settings)
+losses = session.train_step(data, step=0)      # forward, backward, gradient sum, update
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stagewright.plan import Plan, Replica
+from stagewright.program import compile_programs
+from stagewright.scheduling import forward_schedule
+from stagewright.task import Task, load_task
+
+from .batches import MicrobatchData
+from .exchange import Exchange
+from .executor import Executor, Measurement
+from .faults import waiting_for
+from .package import StagePackage, build_original, load_package, make_stage
+from .randomness import LayerSeeds, seeded
+from .replicas import Reduction
+from .stage import StageRunner
+from .values import Precision
+from .weights import load_weights, spread_initial_weights, tensors_of_stages
+from .world import World, check_world_size, shake_hands
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train; the same on every rank."""
+
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    """SGD only."""
+    weight_decay: float = 0.0
+    seed: int = 0
+    dtype: str | None = None
+    """None: the plan's."""
+    weights: Path | None = None
+    """A safetensors file to start from; None: what the task's factory builds under the seed."""
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Return the optimizer of one rank's parameters; None if it has none to train."""
+        if not parameters:
+            return None
+        options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            options["momentum"] = self.momentum
+        make: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[self.optimizer]
+        return make(parameters, **options)
+
+
+@dataclass
+class Measured:
+    """What this rank's training steps took, measured, in seconds."""
+
+    actions: list[Measurement] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    reduce_s: list[float] = field(default_factory=list)
+    update_s: list[float] = field(default_factory=list)
+
+
+class Session:
+    """One rank of a plan."""
+
+    def __init__(self, package: StagePackage, task: Task, world: World, settings: Settings) -> None:
+        """Build this rank's stages and fill them; every rank calls this at the same time.
+
+        Raises:
+            InputError: the plan has another number of ranks, is of another model, or ranks differ.
+        """
+        plan = package.plan
+        check_world_size(plan, world.size)
+        self.package, self.task, self.world, self.settings = package, task, world, settings
+        self.measured = Measured()
+        shake_hands(world, package.plan_sha256, {"settings": repr(settings)})
+        run_dtype = settings.dtype or plan.dtype
+        self.dtype = getattr(torch, run_dtype)
+        self._pipeline = plan.pipeline()
+        self._program = compile_programs(self._pipeline, plan.rows)[world.rank]
+        runners = {
+            index: StageRunner(
+                index,
+                make_stage(package, index, self._original, self.dtype, world.device),
+                plan.borders,
+            )
+            for index, stage in enumerate(plan.stages)
+            if any(replica.rank == world.rank for replica in stage.replicas)
+        }
+        self.modules = [runner.module for runner in runners.values()]
+        self._load_initial_weights()
+        seeds = LayerSeeds(settings.seed)
+        for module in self.modules:
+            module.before_random = seeds  # type: ignore[assignment]
+        exchange = Exchange(
+            plan.borders,
+            Precision(plan.dtype, run_dtype),
+            world.device,
+            world.values,
+            world.gradients,
+        )
+        self.executor = Executor(
+            runners,
+            exchange,
+            seeds,
+            world.device,
+            plan.slowdowns.get(self.replica.device_type, 1.0),
+        )
+        self.reduction = Reduction(self.modules, package.tied, world.device, world.control)
+        self.optimizer = settings.make_optimizer(list(self.reduction.parameters.values()))
+        self._units_since_averaging = 0
+
+    @classmethod
+    def start(cls, directory: Path, task: str, world: World, settings: Settings) -> "Session":
+        """Return a session for a generated package and a task, both by name."""
+        return cls(load_package(directory), load_task(task), world, settings)
+
+    @property
+    def plan(self) -> Plan:
+        return self.package.plan
+
+    @cached_property
+    def replica(self) -> Replica:
+        """This rank's place in the plan (its first, if it runs several stages)."""
+        replicas = (replica for stage in self.plan.stages for replica in stage.replicas)
+        return next(replica for replica in replicas if replica.rank == self.world.rank)
+
+    @property
+    def is_loss_rank(self) -> bool:
+        return any(replica.rank == self.world.rank for replica in self.plan.stages[-1].replicas)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """This rank's parameters and buffers by original name."""
+        return tensors_of_stages(self.modules)
+
+    def compute_gradients(self, data: MicrobatchData, step: int) -> dict[int, float]:
+        """Run one step's schedule and sum the gradients; return this rank's losses.
+
+        The loss of a micro-batch is weighted by its share of the samples, so the sum of all returned values
+        over all ranks is the mean loss of the step.
+
+        Raises:
+            PeerLostError: another rank died or is stuck.
+        """
+        sizes = [data.size_of(microbatch) for microbatch in range(self._pipeline.num_microbatches)]
+        total = sum(sizes)
+        loss_of = self.task.function("loss") if self.is_loss_rank else None
+        losses: dict[int, torch.Tensor] = {}
+
+        def finish(output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+            assert loss_of is not None
+            loss: torch.Tensor = loss_of(output, target) * (sizes[microbatch] / total)
+            losses[microbatch] = loss.detach()
+            return loss
+
+        start_s = time.perf_counter()
+        measured = self.executor.run(self._pipeline, self._program, data, step, finish)
+        self.measured.actions += measured
+        self._units_since_averaging += sum(m.action.kind == "F" for m in measured)
+        reduce_s = time.perf_counter()
+        self.reduction.sum_gradients()
+        end_s = time.perf_counter()
+        self.measured.reduce_s.append(end_s - reduce_s)
+        self.measured.step_s.append(end_s - start_s)
+        return {microbatch: loss.item() for microbatch, loss in losses.items()}
+
+    def update(self) -> None:
+        """Apply the optimizer to the summed gradients and clear them."""
+        if self.optimizer is None:
+            return
+        start_s, cpu_s = time.perf_counter(), time.thread_time()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.executor.emulate(start_s, cpu_s)
+        spent_s = time.perf_counter() - start_s
+        self.measured.update_s.append(spent_s)
+        self.measured.step_s[-1] += spent_s
+
+    def train_step(self, data: MicrobatchData, step: int) -> dict[int, float]:
+        """Run one whole step; return this rank's weighted losses by micro-batch."""
+        losses = self.compute_gradients(data, step)
+        self.update()
+        return losses
+
+    def evaluate(self, data: MicrobatchData, num_microbatches: int) -> tuple[float, float | None]:
+        """Return the mean loss and the mean metric (None if the task has none) over some micro-batches."""
+        pipeline = self.plan.pipeline(num_microbatches)
+        programs = compile_programs(pipeline, forward_schedule(pipeline), forward_only=True)
+        loss_of = self.task.function("loss") if self.is_loss_rank else None
+        metric_of = self.task.function("metric") if self.task.has("metric") else None
+        sums = torch.zeros(3, dtype=torch.float64)
+
+        def finish(output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+            assert loss_of is not None
+            size = data.size_of(microbatch)
+            loss: torch.Tensor = loss_of(output, target)
+            metric = float(metric_of(output, target)) if metric_of is not None else 0.0
+            sums.add_(torch.tensor([size, float(loss) * size, metric * size], dtype=torch.float64))
+            return loss
+
+        self.average_buffers()
+        with torch.no_grad(), self._evaluating():
+            self.executor.run(pipeline, programs[self.world.rank], data, 0, finish)
+        if self.world.control is not None:
+            with waiting_for("the sum of the evaluation"):
+                dist.all_reduce(sums, group=self.world.control)
+        samples, loss_sum, metric_sum = sums.tolist()
+        return loss_sum / samples, metric_sum / samples if metric_of is not None else None
+
+    def average_buffers(self) -> None:
+        """Make the buffers of replicas equal (see Reduction.average_buffers)."""
+        self.reduction.average_buffers(self._units_since_averaging)
+        self._units_since_averaging = 0
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put the stages in eval mode, in which nothing is random."""
+        for module in self.modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in self.modules:
+                module.train()
+
+    def _load_initial_weights(self) -> None:
+        if self.settings.weights is not None:
+            load_weights(self.tensors, self.settings.weights)
+        else:
+            spread_initial_weights(self.tensors, self._original_in_dtype, self.world.control)
+
+    def _original(self) -> torch.nn.Module:
+        return build_original(self.task, self.plan.factory)
+
+    def _original_in_dtype(self) -> torch.nn.Module:
+        with seeded(self.settings.seed):
+            return self._original().to(self.dtype)

@@ -1,0 +1,150 @@
+"""One stage on one rank: forward and backward of a unit, and what is kept between the two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stagewright.plan import Border
+from stagewright.value import TensorSpec, tensors_of
+
+from .values import ValueMismatchError, flatten, unflatten
+
+Values = dict[str, Any]
+"""Values of layers by name."""
+
+
+@dataclass
+class _Unit:
+    """What a unit keeps from its forward to its backward."""
+
+    received: dict[int, list[torch.Tensor]]
+    """By source stage: the received tensors that need a gradient."""
+    sent: dict[int, list[torch.Tensor]]
+    """By target stage: the tensors that get a gradient back."""
+    loss: torch.Tensor | None
+
+
+class StageRunner:
+    """Runs the units of one stage; knows nothing of ranks and schedules."""
+
+    def __init__(self, index: int, module: nn.Module, borders: tuple[Border, ...]) -> None:
+        self.index = index
+        self.module = module
+        self.sources = tuple(border for border in borders if border.target == index)
+        self.targets = tuple(border for border in borders if border.source == index)
+        self._units: dict[int, _Unit] = {}
+
+    def forward(
+        self,
+        microbatch: int,
+        batch_size: int,
+        inputs: Values,
+        received: dict[int, list[torch.Tensor]],
+        finish: Callable[[Any], torch.Tensor] | None,
+    ) -> dict[int, list[torch.Tensor]]:
+        """Run one unit forward and return the tensors to send, by target stage.
+
+        Args:
+            microbatch: which unit.
+            batch_size: samples in it.
+            inputs: the model's inputs that this stage takes, by layer name.
+            received: by source stage, the tensors of its border in the order of the plan.
+            finish: on the last stage, what makes the weighted loss of the model's output.
+
+        Raises:
+            ValueMismatchError: the stage returned something else than the plan says.
+        """
+        values, leaves = dict(inputs), {}
+        training = torch.is_grad_enabled()
+        for border in self.sources:
+            tensors = received[border.source]
+            specs = [t for value in border.values for t in tensors_of(value.spec)]
+            if training:
+                leaves[border.source] = _as_leaves(tensors, specs)
+            iterator = iter(tensors)
+            for value in border.values:
+                values[value.layer] = unflatten(value.spec, iterator, batch_size)
+        output = self.module(*(values[name] for name in self.input_names))
+        loss = finish(output) if finish is not None else None
+        outgoing = self._outgoing(output)
+        if training:
+            sent = {
+                border.target: _needing_gradient(border, outgoing[border.target])
+                for border in self.targets
+                if border.carries_gradient
+            }
+            self._units[microbatch] = _Unit(leaves, sent, loss)
+        return outgoing
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self.module.inputs  # type: ignore[return-value]
+
+    @property
+    def _output_names(self) -> tuple[str, ...]:
+        return self.module.outputs  # type: ignore[return-value]
+
+    def _outgoing(self, output: Any) -> dict[int, list[torch.Tensor]]:
+        """Return the tensors of every outgoing border from what the module returned."""
+        if not self.targets:
+            return {}
+        named = dict(zip(self._output_names, output, strict=True))
+        outgoing = {}
+        for border in self.targets:
+            tensors: list[torch.Tensor] = []
+            for value in border.values:
+                try:
+                    tensors += flatten(named[value.layer], value.spec)
+                except ValueMismatchError as error:
+                    raise ValueMismatchError(
+                        f"stage {self.index}: the value of layer {value.layer!r} {error}"
+                    ) from None
+            outgoing[border.target] = tensors
+        return outgoing
+
+    def backward(
+        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+    ) -> dict[int, list[torch.Tensor]]:
+        """Run one unit backward, adding to the parameters' gradients; return gradients by source stage.
+
+        Args:
+            microbatch: which unit.
+            arrived: by target stage, the gradients that came back from it.
+        """
+        unit = self._units.pop(microbatch)
+        roots: list[torch.Tensor] = []
+        gradients: list[torch.Tensor | None] = []
+        if unit.loss is not None:
+            roots.append(unit.loss)
+            gradients.append(None)
+        for target, tensors in unit.sent.items():
+            for tensor, gradient in zip(tensors, arrived[target], strict=True):
+                if tensor.requires_grad:
+                    roots.append(tensor)
+                    gradients.append(gradient)
+        if roots:
+            torch.autograd.backward(roots, gradients)
+        return {
+            source: [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            for source, leaves in unit.received.items()
+        }
+
+    @property
+    def units_held(self) -> int:
+        return len(self._units)
+
+
+def _as_leaves(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
+    """Make received tensors leaves of this stage's autograd graph; return those that need a gradient."""
+    leaves = [t for t, spec in zip(tensors, specs, strict=True) if spec.requires_grad]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    return leaves
+
+
+def _needing_gradient(border: Border, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    specs = (t for value in border.values for t in tensors_of(value.spec))
+    return [tensor for tensor, spec in zip(tensors, specs, strict=True) if spec.requires_grad]

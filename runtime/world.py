@@ -1,0 +1,126 @@
+"""The world: this process's rank, its device, and the process groups of the run."""
+
+import datetime
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from stagewright.document import InputError
+from stagewright.plan import Plan
+
+from .faults import waiting_for
+
+START_TIMEOUT_S = 600.0
+"""How long ranks wait for one another outside the steps: rank 0 may take long to build the model."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's view of the run. With one rank there are no groups."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+    """gloo: small objects and host tensors."""
+    values: dist.ProcessGroup | None = None
+    gradients: dist.ProcessGroup | None = None
+
+
+def ranks_started(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return (rank, world size, rank on this server) as torchrun sets them; (0, 1, 0) without torchrun."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not any(name in environment for name in names):
+        return 0, 1, 0
+    try:
+        rank, size, local = (int(environment[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"environment: RANK, WORLD_SIZE, LOCAL_RANK: {error}; start with torchrun"
+        ) from None
+    return rank, size, local
+
+
+def check_world_size(plan: Plan, size: int) -> None:
+    """Raise InputError if another number of ranks was started than the plan has."""
+    if size != plan.num_ranks:
+        raise InputError(
+            f"{size} rank{'s were' if size > 1 else ' was'} started, but the plan has {plan.num_ranks}; "
+            f"start torchrun with {plan.num_ranks} in all (on one server: --nproc-per-node {plan.num_ranks})"
+        )
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda", "cuda:1"; auto and cuda take the local rank's GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if device.index is None or device.index >= count:
+            raise InputError(
+                f"device is {name!r}, but this server has {count} CUDA devices; use --device cpu"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def join_world(rank: int, size: int, device: torch.device, timeout_s: float) -> World:
+    """Connect to the other ranks (torchrun's environment says where) and make the groups.
+
+    timeout_s bounds every wait for a message or a sum of a step.
+    """
+    if size == 1:
+        return World(rank, size, device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with waiting_for("all ranks to start"):
+        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=START_TIMEOUT_S))
+    return make_groups(rank, size, device, backend, timeout_s)
+
+
+def make_groups(
+    rank: int, size: int, device: torch.device, backend: str, timeout_s: float
+) -> World:
+    """Return the world of an initialised torch.distributed, with the two groups for messages."""
+    limit = datetime.timedelta(seconds=timeout_s)
+    control = dist.group.WORLD
+    values, gradients = (dist.new_group(backend=backend, timeout=limit) for _ in range(2))
+    assert control is not None
+    return World(rank, size, device, control, values, gradients)
+
+
+def shake_hands(world: World, plan_sha256: str, what: Mapping[str, str]) -> None:
+    """Check that all ranks run the same plan with the same settings and the same torch.
+
+    Args:
+        world: this rank's.
+        plan_sha256: of its plan.json.
+        what: settings that must agree, by name.
+
+    Raises:
+        InputError: two ranks differ; the message names both, the setting and both values.
+    """
+    if world.control is None:
+        return
+    mine = {"host": socket.gethostname(), "plan": plan_sha256, "torch": torch.__version__, **what}
+    everyone: list[dict[str, str]] = [{} for _ in range(world.size)]
+    with waiting_for("the handshake of all ranks"):
+        dist.all_gather_object(everyone, mine, group=world.control)
+    for rank, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if name != "host" and other.get(name) != value:
+                raise InputError(
+                    f"rank 0 on {everyone[0]['host']} has {name} {value!r}, but rank {rank} on "
+                    f"{other['host']} has {other.get(name)!r}; give all ranks the same files and options"
+                )
+
+
+def leave_world() -> None:
+    """Close the groups, where there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

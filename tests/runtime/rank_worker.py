@@ -1,0 +1,56 @@
+"""One process of the pool of ranks: runs the jobs that the test session sends it, until it is told to end.
+
+Started as: python rank_worker.py SOCKET INDEX
+"""
+
+import importlib.util
+import sys
+import traceback
+from multiprocessing.connection import Client
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stagewright.runtime.world import World, make_groups
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rank_jobs", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rank_jobs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_job(job: dict[str, Any]) -> Any:
+    """Join the job's world, call its function, leave the world."""
+    function = getattr(load(job["path"]), job["function"])
+    cpu = torch.device("cpu")
+    if job["size"] == 1:
+        return function(World(0, 1, cpu), **job["arguments"])
+    dist.init_process_group(
+        "gloo", init_method=f"file://{job['store']}", rank=job["rank"], world_size=job["size"]
+    )
+    try:
+        world = make_groups(job["rank"], job["size"], cpu, "gloo", job["timeout_s"])
+        return function(world, **job["arguments"])
+    finally:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with Client(sys.argv[1], family="AF_UNIX") as connection:
+        connection.send(int(sys.argv[2]))
+        while (job := connection.recv()) is not None:
+            try:
+                connection.send((True, run_job(job)))
+            except Exception:
+                connection.send((False, traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    main()
