@@ -138,6 +138,7 @@ def _check_presence(pipeline: Pipeline, schedule: Schedule, forward_only: bool) 
             known = (
                 action.stage < len(pipeline.stages)
                 and action.microbatch < pipeline.num_microbatches
+                and action.slice is None
             )
             if not known or pipeline.routes[action.stage][action.microbatch] != rank:
                 raise InputError(
