@@ -1,1 +1,1 @@
-"""Code generator: a plan and its layer graph become a package of readable stage modules."""
+"""Code generator: a plan and its layer graph become a package of stage modules. Imports no torch."""
