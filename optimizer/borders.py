@@ -9,6 +9,7 @@ A value goes straight from the stage that makes it to every later stage that use
 The model returns from the last stage: a returned value made earlier goes there.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from stagewright.document import InputError
@@ -41,7 +42,7 @@ def stage_layers(graph: LayerGraph, cuts: Sequence[int]) -> tuple[tuple[str, ...
     used_anywhere = {name for layer in graph.layers for name in layer.inputs}
     bare = {s.name for s in graph.steps if isinstance(s.operation, AttributeOperation)}
     stages = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         names = {layer.name for layer in chain[first:last]}
         names |= {n for layer in chain[first:last] for n in layer.inputs if n in bare}
         if last == len(chain):

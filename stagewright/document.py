@@ -101,6 +101,12 @@ def save_record(path: Path, form: Format, record: Record) -> None:
     write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
 
 
+def replaced(record: RecordType, **fields: Any) -> RecordType:
+    """Return a copy of a record with other values in some fields."""
+    content = {name: getattr(record, name) for name in record.__struct_fields__}
+    return type(record)(**content | fields)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in its folder, then rename it.
 
@@ -120,6 +126,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def with_fields(record: RecordType, **changes: Any) -> RecordType:
+    """Return a copy of a record with some fields changed, checked as a new one is."""
+    return msgspec.structs.replace(record, **changes)  # type: ignore[type-var]
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,0 +1,157 @@
+"""The cost model: pure functions of numbers, in ms and bytes; docs/cost-model.md states every equation.
+
+They take floats or numpy arrays alike. A stage's cost is a maximum or a sum of these; a plan's step time is
+
+    step_ms = sum over stages of (latency + incoming transfers) + max over stages of load
+
+where latency is one micro-batch's forward and backward on the slowest replica, and load is what the busiest
+part of a stage (compute, link or window of units in flight) still needs for the other micro-batches, with the
+gradient sum and the update. The simulator (simulate.py) plays the real rows and is the judge of this formula.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagewright.cluster import Link
+from stagewright.document import InputError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Numbers = float | FloatArray
+
+Objective = Literal["step-time", "throughput"]
+Overlap = Literal["full", "none"]
+
+STATE_COPIES = {"sgd": 0, "sgd-momentum": 1, "adam": 2, "adamw": 2}
+"""Tensors of a parameter's size that each optimizer keeps per trained parameter, in its dtype."""
+
+
+def transfer_ms(num_bytes: Numbers, links: Sequence[Link]) -> FloatArray:
+    """Return the time of one message over the slowest of some links; nothing to send takes no time."""
+    size = np.asarray(num_bytes, dtype=np.float64)
+    slowest = np.zeros_like(size)
+    for link in links:
+        slowest = np.maximum(slowest, link.latency_ms + size / link.bandwidth_bytes_per_s * 1e3)
+    return np.where(size > 0, slowest, 0.0)
+
+
+def gradient_sum_ms(num_bytes: Numbers, num_ranks: int, links: Sequence[Link]) -> FloatArray:
+    """Return the time of a ring all-reduce: 2 (m - 1) steps, each of 1 / m of the bytes, on the slowest link.
+
+    Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
+    JPDC 2009.
+    """
+    steps = 2 * (num_ranks - 1)
+    return steps * transfer_ms(np.asarray(num_bytes, dtype=np.float64) / num_ranks, links)
+
+
+def update_ms(whole_update_ms: float, trained_bytes: Numbers, all_trained_bytes: float) -> Numbers:
+    """Return a stage's part of the measured update of the whole model, by bytes of trained parameters."""
+    return whole_update_ms * trained_bytes / all_trained_bytes if all_trained_bytes else 0.0
+
+
+def state_copies(optimizer: str) -> int:
+    """Return how many tensors per trained parameter an optimizer keeps.
+
+    Raises:
+        InputError: the optimizer is unknown.
+    """
+    if optimizer not in STATE_COPIES:
+        raise InputError(f"optimizer is {optimizer!r}, expected one of {', '.join(STATE_COPIES)}")
+    return STATE_COPIES[optimizer]
+
+
+def memory_bytes(
+    *,
+    parameter_bytes: Numbers,
+    trained_bytes: Numbers,
+    buffer_bytes: Numbers,
+    unit_bytes: Numbers,
+    gradient_message_bytes: Numbers,
+    copies: int,
+    units: Numbers,
+) -> Numbers:
+    """Return the bytes that a rank holds at most.
+
+    Parameters, their gradients and the optimizer's state, buffers; for each unit in flight what autograd
+    saves and what the stage received and sent; once, the gradients that come in and go out at its borders.
+    """
+    return (
+        parameter_bytes
+        + (1 + copies) * trained_bytes
+        + buffer_bytes
+        + units * unit_bytes
+        + gradient_message_bytes
+    )
+
+
+def deal_counts(replica_ms: FloatArray, num_microbatches: int) -> IntArray:
+    """Return how many micro-batches each replica takes so that the busiest is done as early as can be.
+
+    Each replica gets one, then each further micro-batch goes to the replica that would be done with it
+    first (the first of equals): optimal, as exchanging any two micro-batches cannot help.
+
+    Args:
+        replica_ms: (R, ...) time per micro-batch; num_microbatches must be at least R.
+    """
+    replicas = len(replica_ms)
+    assert replicas <= num_microbatches
+    if np.array_equal(replica_ms, np.broadcast_to(replica_ms[:1], replica_ms.shape)):
+        base, extra = divmod(num_microbatches, replicas)
+        flat = base + (np.arange(replicas) < extra)
+        shape = (replicas,) + (1,) * (replica_ms.ndim - 1)
+        return np.broadcast_to(flat.reshape(shape), replica_ms.shape).astype(np.int64)
+    counts = np.ones(replica_ms.shape, dtype=np.int64)
+    index = np.arange(replicas).reshape((replicas,) + (1,) * (replica_ms.ndim - 1))
+    for _ in range(num_microbatches - replicas):
+        counts += index == np.argmin((counts + 1) * replica_ms, axis=0)
+    return counts
+
+
+def units_held(
+    schedule: str, counts: IntArray, num_microbatches: int, replicas_behind: int
+) -> IntArray:
+    """Return the most units that each replica holds between forward and backward.
+
+    gpipe: all of its own. 1f1b: its part, by share, of one unit per replica from its stage to the last
+    (stagewright.scheduling.units_allowed), and never more than its own.
+    """
+    if schedule == "gpipe":
+        return counts
+    return np.minimum(counts, -(-replicas_behind * counts // num_microbatches))
+
+
+def compute_load_ms(
+    objective: Objective, latency_ms: Numbers, busy_ms: Numbers, end_ms: Numbers
+) -> Numbers:
+    """Return the load of a stage's busiest replica.
+
+    Args:
+        latency_ms: one micro-batch, forward and backward, on the slowest replica.
+        busy_ms: all micro-batches of the replica that computes longest.
+        end_ms: gradient sum and update.
+    """
+    return busy_ms + end_ms - (latency_ms if objective == "step-time" else 0.0)
+
+
+def link_load_ms(objective: Objective, most_messages: Numbers, message_ms: Numbers) -> Numbers:
+    """Return the load of the busiest receiver's link, one message at a time in each direction."""
+    return (most_messages - (1 if objective == "step-time" else 0)) * message_ms
+
+
+def window_factor(
+    objective: Objective, schedule: str, num_microbatches: int, replicas_behind: int
+) -> float:
+    """Return the load per ms of round trip that the limit on units in flight puts on a stage.
+
+    Under 1f1b at most U = replicas_behind units are between a stage's forward and its backward, and each
+    stays there for at least one round trip to the last stage: M micro-batches take M / U round trips, of
+    which step-time counts the first as latency.
+    """
+    if schedule == "gpipe":
+        return 0.0
+    rounds = num_microbatches / replicas_behind
+    return max(0.0, rounds - 1) if objective == "step-time" else rounds

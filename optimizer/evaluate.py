@@ -1,0 +1,166 @@
+"""The one evaluator: scores any plan, whoever made it, layer by layer; solvers are checked against it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stagewright.graph import LayerNode, unique_parameters
+from stagewright.plan import Plan, ReplicaPrediction
+
+from .borders import stages_that_share_parameters
+from .cost import (
+    compute_load_ms,
+    gradient_sum_ms,
+    link_load_ms,
+    transfer_ms,
+    update_ms,
+    window_factor,
+)
+from .footprint import Overflow, overflows, parameter_bytes, peak_bytes
+from .problem import Problem, trained_bytes
+
+
+@dataclass(frozen=True)
+class Score:
+    """A plan's cost under the closed formula."""
+
+    sum_ms: float
+    """One micro-batch through all stages and back, with its messages."""
+    load_ms: float
+    """The busiest part's time for everything else."""
+    value_ms: float
+    """The objective."""
+    predictions: tuple[tuple[ReplicaPrediction, ...], ...]
+    """Per stage and replica."""
+    overflows: tuple[Overflow, ...]
+    """Empty if memory is not counted."""
+
+
+def score(plan: Plan, problem: Problem) -> Score:
+    """Return a plan's score; its micro-batches, schedule and shares are the plan's own.
+
+    Raises:
+        InputError: something that the score depends on was not measured.
+    """
+    counts = _counts(plan)
+    sharing = stages_that_share_parameters(
+        problem.inputs.model, [stage.layers for stage in plan.stages]
+    )
+    predictions = [_predict(plan, problem, stage, counts, sharing) for stage in range(len(counts))]
+    sum_ms = load_ms = 0.0
+    behind = 0
+    for stage in reversed(range(len(plan.stages))):
+        forward_ms, backward_ms = _messages_ms(plan, problem, stage)
+        waits = problem.overlap == "none"
+        held_up_ms = forward_ms + backward_ms if waits else 0.0
+        micro_ms = [p.forward_ms + p.backward_ms + held_up_ms for p in predictions[stage]]
+        latency_ms = max(micro_ms)
+        busy_ms = max(n * ms for n, ms in zip(counts[stage], micro_ms, strict=True))
+        end_ms = max(p.reduce_ms + p.update_ms for p in predictions[stage])
+        load_ms = max(
+            load_ms, float(compute_load_ms(problem.objective, latency_ms, busy_ms, end_ms))
+        )
+        sum_ms += latency_ms
+        behind += len(plan.stages[stage].replicas)
+        factor = window_factor(problem.objective, plan.schedule, plan.num_microbatches, behind)
+        load_ms = max(load_ms, factor * sum_ms)
+        if not waits:
+            slower_ms = max(forward_ms, backward_ms)
+            link_ms = link_load_ms(problem.objective, max(counts[stage]), slower_ms)
+            load_ms = max(load_ms, float(link_ms))
+            sum_ms += forward_ms + backward_ms
+    return Score(
+        sum_ms=sum_ms,
+        load_ms=load_ms,
+        value_ms=load_ms + (sum_ms if problem.objective == "step-time" else 0.0),
+        predictions=tuple(predictions),
+        overflows=overflows(plan, problem, predictions) if problem.count_memory else (),
+    )
+
+
+def _counts(plan: Plan) -> list[list[int]]:
+    """Return how many micro-batches each replica of each stage is dealt."""
+    counts = []
+    for stage, route in zip(plan.stages, plan.pipeline().routes, strict=True):
+        dealt = Counter(route)
+        counts.append([dealt[replica.rank] for replica in stage.replicas])
+    return counts
+
+
+def _predict(
+    plan: Plan,
+    problem: Problem,
+    stage: int,
+    counts: list[list[int]],
+    sharing: Sequence[Sequence[int]],
+) -> tuple[ReplicaPrediction, ...]:
+    """Return what each replica of a stage takes."""
+    replicas = plan.stages[stage].replicas
+    reduce_ms = _reduce_ms(plan, problem, stage, sharing)
+    peaks = [0] * len(replicas)
+    if problem.count_memory:
+        peaks = peak_bytes(plan, problem, stage, counts[stage])
+    predictions = []
+    for replica, peak in zip(replicas, peaks, strict=True):
+        graph = problem.inputs.graphs[replica.device_type]
+        layers = [graph.by_name[name] for name in plan.stages[stage].layers]
+        costs = [layer.cost_at(plan.microbatch_size) for layer in layers]
+        loss_forward, loss_backward = 0.0, 0.0
+        if stage == len(plan.stages) - 1:
+            loss_forward, loss_backward = problem.loss_ms(replica.device_type)
+        whole_ms = problem.whole_update_ms(replica.device_type)
+        stage_update_ms = update_ms(
+            whole_ms, float(parameter_bytes(layers, graph)[1]), float(trained_bytes(graph))
+        )
+        predictions.append(
+            ReplicaPrediction(
+                forward_ms=sum(cost.forward_ms for cost in costs) + loss_forward,
+                backward_ms=sum(cost.backward_ms for cost in costs) + loss_backward,
+                reduce_ms=reduce_ms,
+                update_ms=float(stage_update_ms),
+                peak_bytes=peak,
+            )
+        )
+    return tuple(predictions)
+
+
+def _layers(plan: Plan, problem: Problem, stage: int) -> list[LayerNode]:
+    return [problem.inputs.model.by_name[name] for name in plan.stages[stage].layers]
+
+
+def _reduce_ms(plan: Plan, problem: Problem, stage: int, sharing: Sequence[Sequence[int]]) -> float:
+    """Return the gradient sum over the replicas, and over the whole cluster of what other stages share."""
+    model = problem.inputs.model
+    own = unique_parameters(model, _layers(plan, problem, stage))
+    others: set[str] = set()
+    for other in sharing[stage]:
+        if other != stage:
+            others |= set(unique_parameters(model, _layers(plan, problem, other)))
+    shared = sum(
+        p.spec.bytes_at(1) for name, p in own.items() if name in others and p.spec.requires_grad
+    )
+    trained = parameter_bytes(_layers(plan, problem, stage), model)[1]
+    replicas = plan.stages[stage].replicas
+    inside = problem.links_inside(frozenset(replica.server for replica in replicas))
+    everywhere = problem.links_inside(problem.all_servers)
+    own_ms = gradient_sum_ms(float(trained - shared), len(replicas), inside)
+    return float(own_ms + gradient_sum_ms(float(shared), problem.num_devices, everywhere))
+
+
+def _messages_ms(plan: Plan, problem: Problem, stage: int) -> tuple[float, float]:
+    """Return the time of a stage's messages from earlier stages and of the gradients back, per micro-batch.
+
+    All go over the link from the stage before.
+    """
+    if stage == 0:
+        return 0.0, 0.0
+    before, own = (
+        frozenset(replica.server for replica in plan.stages[s].replicas) for s in (stage - 1, stage)
+    )
+    links = problem.links_across(before if len(before) == 1 else problem.all_servers, own)
+    borders = [border for border in plan.borders if border.target == stage]
+    size = plan.microbatch_size
+    return (
+        float(transfer_ms(float(sum(b.forward_bytes(size) for b in borders)), links)),
+        float(transfer_ms(float(sum(b.backward_bytes(size) for b in borders)), links)),
+    )

@@ -1,0 +1,162 @@
+"""What is to be planned: the measured inputs with the user's choices."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from stagewright.cluster import Link, Slot
+from stagewright.document import InputError
+from stagewright.graph import LayerGraph, LayerNode, unique_parameters
+
+from .borders import chain_of
+from .cost import Objective, Overlap, state_copies
+from .load import Inputs
+
+
+@dataclass(frozen=True)
+class Group:
+    """The devices of one type in one server: interchangeable."""
+
+    server: str
+    device_type: str
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """One stage of a plan as the solvers see it."""
+
+    first: int
+    """Position in the chain."""
+    last: int
+    """Behind its last layer."""
+    devices: tuple[int, ...]
+    """How many of each group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Inputs and choices; everything that the cost of a plan depends on, but the plan."""
+
+    inputs: Inputs
+    microbatch_size: int
+    num_microbatches: int
+    schedule: str = "1f1b"
+    objective: Objective = "step-time"
+    optimizer: str = "sgd-momentum"
+    overlap: Overlap = "full"
+    """Whether messages travel while their ranks compute; "none": the later stage of a border waits."""
+    count_memory: bool = True
+    count_update: bool = True
+    max_stages: int | None = None
+
+    @cached_property
+    def chain(self) -> tuple[LayerNode, ...]:
+        return chain_of(self.inputs.model)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """In the order of their first slots."""
+        slots: dict[tuple[str, str], list[Slot]] = {}
+        for slot in self.inputs.cluster.slots:
+            slots.setdefault((slot.server, slot.device_type), []).append(slot)
+        return tuple(Group(server, kind, tuple(own)) for (server, kind), own in slots.items())
+
+    @property
+    def num_devices(self) -> int:
+        return sum(len(group.slots) for group in self.groups)
+
+    @property
+    def copies(self) -> int:
+        """Optimizer state per trained parameter, in tensors of its size."""
+        return state_copies(self.optimizer)
+
+    def memory_limit(self, device_type: str) -> int:
+        return self.inputs.cluster.device_types[device_type].memory_bytes
+
+    def whole_update_ms(self, device_type: str) -> float:
+        """Return the measured update of all parameters; 0 if the user asked not to count it.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        if not self.count_update:
+            return 0.0
+        whole = self.inputs.graphs[device_type].whole_at(self.microbatch_size)
+        if whole is None:
+            raise InputError(
+                f"{self.inputs.graph_paths[device_type]}: the whole step at micro-batch "
+                f"{self.microbatch_size} was not measured, so the time of the update is unknown; profile "
+                "again, or plan with --ignore-update"
+            )
+        return whole.update_ms
+
+    def loss_ms(self, device_type: str) -> tuple[float, float]:
+        """Return forward and backward time of the task's loss; (0, 0) if the task has none.
+
+        Raises:
+            InputError: it was measured, but not at this micro-batch size.
+        """
+        graph = self.inputs.graphs[device_type]
+        for cost in graph.loss:
+            if cost.batch_size == self.microbatch_size:
+                return cost.forward_ms, cost.backward_ms
+        if graph.loss:
+            raise InputError(
+                f"{self.inputs.graph_paths[device_type]}: the loss was not measured at micro-batch "
+                f"{self.microbatch_size}; profile again with -b {self.microbatch_size}"
+            )
+        return 0.0, 0.0
+
+    def loss_saved_bytes(self, device_type: str) -> int:
+        """Return what autograd keeps for the loss."""
+        graph = self.inputs.graphs[device_type]
+        saved = [c.saved_bytes for c in graph.loss if c.batch_size == self.microbatch_size]
+        if not saved:
+            return 0
+        if saved[0] is None:
+            raise self._not_measured(device_type, "the loss")
+        return saved[0]
+
+    def saved_bytes(self, device_type: str, layer: LayerNode) -> int:
+        """Return what autograd keeps for a layer.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        saved = layer.cost_at(self.microbatch_size).saved_bytes
+        if saved is None:
+            raise self._not_measured(device_type, f"layer {layer.name!r}")
+        return saved
+
+    def _not_measured(self, device_type: str, what: str) -> InputError:
+        return InputError(
+            f"{self.inputs.graph_paths[device_type]}: saved_bytes of {what} at micro-batch "
+            f"{self.microbatch_size} was not measured, so memory cannot be computed; profile again, or "
+            "plan with --ignore-memory"
+        )
+
+    def links_inside(self, servers: frozenset[str]) -> tuple[Link, ...]:
+        """Return the kinds of links that a gradient sum over ranks in some servers uses."""
+        links = self.inputs.cluster.links
+        if len(servers) == 1 or links.between_servers is None:
+            return (links.inside_server,)
+        return (links.inside_server, links.between_servers)
+
+    def links_across(self, first: frozenset[str], second: frozenset[str]) -> tuple[Link, ...]:
+        """Return the kinds of links between ranks in some servers and ranks in others."""
+        links = self.inputs.cluster.links
+        kinds = (links.inside_server,) if first & second else ()
+        if links.between_servers is not None and len(first | second) > 1:
+            kinds = (*kinds, links.between_servers)
+        return kinds
+
+    @cached_property
+    def all_servers(self) -> frozenset[str]:
+        return frozenset(group.server for group in self.groups)
+
+
+def trained_bytes(graph: LayerGraph) -> int:
+    """Return the bytes of all trained parameters, tied ones once; a graph without details trains all."""
+    detailed = unique_parameters(graph, graph.layers)
+    known = sum(p.spec.bytes_at(1) for p in detailed.values() if p.spec.requires_grad)
+    return known + sum(layer.parameter_bytes for layer in graph.layers if not layer.parameters)

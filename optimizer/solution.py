@@ -1,0 +1,31 @@
+"""What every solver returns: the stages of a plan, with the proof of how good they are."""
+
+from dataclasses import dataclass
+
+from .problem import Problem, StageChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """The best plan that a solver found, under the cost model's closed formula."""
+
+    solver: str
+    stages: tuple[StageChoice, ...]
+    value_ms: float
+    bound_ms: float
+    """No plan in the space is faster."""
+    space: str
+    evaluated: int
+    """Plans or thresholds looked at."""
+
+
+def space_of(problem: Problem) -> str:
+    """Return which plans an exact solver searches, for people."""
+    limit = f", at most {problem.max_stages} stages" if problem.max_stages else ""
+    return (
+        f"all cuts of the {len(problem.chain)} layers in the graph's order, device types in any order, any "
+        f"replicas of one or several types per stage with micro-batches dealt by speed, idle devices "
+        f"allowed{limit}; schedule {problem.schedule}, overlap {problem.overlap}, optimizer "
+        f"{problem.optimizer}, memory {'limited' if problem.count_memory else 'ignored'}, update "
+        f"{'counted' if problem.count_update else 'ignored'}"
+    )

@@ -1,0 +1,173 @@
+"""Costs of every possible stage: every run of layers on every set of devices, as arrays for the solvers."""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cost import (
+    FloatArray,
+    IntArray,
+    compute_load_ms,
+    deal_counts,
+    gradient_sum_ms,
+    link_load_ms,
+    memory_bytes,
+    transfer_ms,
+    units_held,
+)
+from .intervals import Holdings, Times, Traffic, holdings_of, times_of, traffic_of
+from .problem import Problem
+
+Devices = tuple[int, ...]
+"""How many devices of each group."""
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """All runs of layers as a stage on some devices behind some stage; arrays (L + 1, L + 1)."""
+
+    latency_ms: FloatArray
+    """One micro-batch on the slowest replica."""
+    incoming_ms: FloatArray
+    """Its messages from the stages before and the gradients back to them, if not within latency_ms."""
+    load_ms: FloatArray
+    counts: IntArray
+    """(R, L + 1, L + 1): micro-batches dealt to each replica, in the order of the groups."""
+
+
+class StageTables:
+    """Stage costs of one problem, made when they are asked for."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.size = len(problem.chain)
+        """L, the number of layers in the chain."""
+        servers = [group.server for group in problem.groups]
+        self.places: list[frozenset[str]] = [frozenset({name}) for name in dict.fromkeys(servers)]
+        """Where a stage can be: in one server, or (the last place) in several."""
+        if len(self.places) > 1:
+            self.places.append(problem.all_servers)
+        self._tables: dict[tuple[Devices, int], StageTable] = {}
+        self._fits: dict[tuple[Devices, int, int], NDArray[np.bool_]] = {}
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        return traffic_of(self.problem)
+
+    @cached_property
+    def holdings(self) -> Holdings:
+        return holdings_of(self.problem)
+
+    @cached_property
+    def times(self) -> dict[str, Times]:
+        return {
+            name: times_of(self.problem, name, self.holdings) for name in self.problem.inputs.graphs
+        }
+
+    @cached_property
+    def device_sets(self) -> tuple[Devices, ...]:
+        """Every set of devices that a stage can have, not more than there are micro-batches."""
+        ranges = [range(len(group.slots) + 1) for group in self.problem.groups]
+        sets = (d for d in itertools.product(*ranges) if sum(d) > 0)
+        return tuple(d for d in sets if sum(d) <= self.problem.num_microbatches)
+
+    def types_of(self, devices: Devices) -> list[str]:
+        """Return the device type of each replica."""
+        pairs = zip(devices, self.problem.groups, strict=True)
+        return [group.device_type for count, group in pairs for _ in range(count)]
+
+    def servers_of(self, devices: Devices) -> frozenset[str]:
+        pairs = zip(devices, self.problem.groups, strict=True)
+        return frozenset(group.server for count, group in pairs if count)
+
+    def place_of(self, devices: Devices) -> int:
+        """Return the index of the place of a stage with some devices."""
+        servers = self.servers_of(devices)
+        return self.places.index(servers) if len(servers) == 1 else len(self.places) - 1
+
+    def table(self, devices: Devices, place_before: int) -> StageTable:
+        """Return the costs of stages on some devices whose predecessor is at a place."""
+        key = (devices, place_before)
+        if key not in self._tables:
+            self._tables[key] = self._make(devices, place_before)
+        return self._tables[key]
+
+    def _make(self, devices: Devices, place_before: int) -> StageTable:
+        problem, types = self.problem, self.types_of(devices)
+        servers = self.servers_of(devices)
+        links = problem.links_across(self.places[place_before], servers)
+        forward_ms = transfer_ms(self.traffic.received, links)
+        backward_ms = transfer_ms(self.traffic.received_gradient, links)
+        replica_ms = np.stack([self.times[t].forward_ms + self.times[t].backward_ms for t in types])
+        if problem.overlap == "none":
+            replica_ms = replica_ms + forward_ms + backward_ms
+        counts = deal_counts(replica_ms, problem.num_microbatches)
+        latency_ms = replica_ms.max(axis=0)
+        end_ms = self._reduce_ms(devices) + np.max([self.times[t].update_ms for t in types], axis=0)
+        busy_ms = (counts * replica_ms).max(axis=0)
+        load_ms = np.asarray(compute_load_ms(problem.objective, latency_ms, busy_ms, end_ms))
+        incoming_ms = forward_ms + backward_ms
+        if problem.overlap == "none":
+            incoming_ms = np.zeros_like(incoming_ms)
+        else:
+            most = counts.max(axis=0)
+            link_ms = link_load_ms(problem.objective, most, np.maximum(forward_ms, backward_ms))
+            load_ms = np.maximum(load_ms, link_ms)
+        return StageTable(latency_ms, incoming_ms, load_ms, counts)
+
+    def _reduce_ms(self, devices: Devices) -> FloatArray:
+        """Return the gradient sum: own parameters over the replicas, shared ones over the whole cluster."""
+        problem = self.problem
+        inside = problem.links_inside(self.servers_of(devices))
+        everywhere = problem.links_inside(problem.all_servers)
+        own_bytes = self.holdings.trained - self.holdings.shared
+        own_ms = gradient_sum_ms(own_bytes, sum(devices), inside)
+        return own_ms + gradient_sum_ms(self.holdings.shared, problem.num_devices, everywhere)
+
+    def fits(self, devices: Devices, place_before: int, replicas_behind: int) -> NDArray[np.bool_]:
+        """Return which runs of layers fit into the memory of all of some devices.
+
+        Args:
+            replicas_behind: the replicas of this stage and of all later ones.
+        """
+        if not self.problem.count_memory:
+            return np.ones((self.size + 1, self.size + 1), dtype=bool)
+        # Without overlap the micro-batches are dealt by speeds that depend on the place before.
+        place = place_before if self.problem.overlap == "none" else 0
+        key = (devices, place, replicas_behind)
+        if key not in self._fits:
+            self._fits[key] = self._make_fits(devices, place, replicas_behind)
+        return self._fits[key]
+
+    def _make_fits(
+        self, devices: Devices, place_before: int, replicas_behind: int
+    ) -> NDArray[np.bool_]:
+        problem = self.problem
+        counts = self.table(devices, place_before).counts
+        units = units_held(problem.schedule, counts, problem.num_microbatches, replicas_behind)
+        fits = np.ones((self.size + 1, self.size + 1), dtype=bool)
+        for replica, device_type in enumerate(self.types_of(devices)):
+            fits &= self._memory(device_type, units[replica].astype(float)) <= problem.memory_limit(
+                device_type
+            )
+        return fits
+
+    def _memory(self, device_type: str, units: FloatArray) -> FloatArray:
+        traffic, holdings = self.traffic, self.holdings
+        return np.asarray(
+            memory_bytes(
+                parameter_bytes=holdings.parameters,
+                trained_bytes=holdings.trained,
+                buffer_bytes=holdings.buffers,
+                unit_bytes=self.times[device_type].saved
+                + traffic.received
+                + traffic.loaded
+                + traffic.sent,
+                gradient_message_bytes=traffic.received_gradient + traffic.sent_gradient,
+                copies=self.problem.copies,
+                units=units,
+            )
+        )
