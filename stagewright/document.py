@@ -101,12 +101,6 @@ def save_record(path: Path, form: Format, record: Record) -> None:
     write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
 
 
-def replaced(record: RecordType, **fields: Any) -> RecordType:
-    """Return a copy of a record with other values in some fields."""
-    content = {name: getattr(record, name) for name in record.__struct_fields__}
-    return type(record)(**content | fields)
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in its folder, then rename it.
 

@@ -1,16 +1,28 @@
-"""A pool of rank processes for the whole test session: importing torch costs about two seconds a process."""
+"""A pool of rank processes for the whole session (importing torch takes seconds), and generated plans."""
 
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from stagewright.document import sha256_of
+from stagewright.graph import LayerCost, LayerGraph, ModelIdentity
+from stagewright.optimizer.borders import borders_of, chain_of, inputs_of, stage_layers
+from stagewright.optimizer.codegen.package import generate
+from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
+from stagewright.profiler.trace import trace
+from stagewright.task import load_task
 
 HERE = Path(__file__).parent
+MODELS = HERE.parent.parent / "models"
 MAX_RANKS = 5
 
 
@@ -84,3 +96,128 @@ def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     pool = RankPool(tmp_path_factory.mktemp("ranks"))
     yield pool
     pool.close()
+
+
+@dataclass(frozen=True)
+class Package:
+    """A generated package and what a job needs to run it."""
+
+    directory: Path
+    plan: Plan
+    task: str
+
+    @property
+    def num_ranks(self) -> int:
+        return self.plan.num_ranks
+
+    @property
+    def microbatch_size(self) -> int:
+        return self.plan.microbatch_size
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        return {"directory": str(self.directory), "task": self.task}
+
+
+MICROBATCH_SIZE = 4
+MakePackage = Callable[[str, Sequence[int | Sequence[int]], int, str], Package]
+
+
+@pytest.fixture(scope="session")
+def make_package(tmp_path_factory: pytest.TempPathFactory) -> MakePackage:
+    """Return what traces one of our models, cuts it evenly by count, and generates its stages.
+
+    Nothing is measured: every cost in the graph is one, which the runtime does not read.
+    """
+    graphs: dict[str, LayerGraph] = {}
+
+    def make(
+        task_name: str,
+        replicas: Sequence[int | Sequence[int]],
+        num_microbatches: int,
+        schedule: str,
+    ) -> Package:
+        if task_name not in graphs:
+            graphs[task_name] = unmeasured_graph(task_name)
+        folder = tmp_path_factory.mktemp("package")
+        graph = graphs[task_name]
+        graph.save(folder / "graph.json")
+        num_layers, num_stages = len(chain_of(graph)), len(replicas)
+        cuts = [num_layers * stage // num_stages for stage in range(1, num_stages)]
+        plan = plan_of(graph, cuts, replicas, num_microbatches, schedule, folder / "graph.json")
+        plan.save(folder / "plan.json")
+        generate(folder / "plan.json", folder / "stages")
+        return Package(folder / "stages", plan, path_of(task_name))
+
+    return make
+
+
+def path_of(task_name: str) -> str:
+    """Return a task's name from the name of a file in models/, with or without a factory."""
+    file_name, colon, factory = task_name.partition(":")
+    return f"{MODELS / file_name.removesuffix('.py')}.py{colon}{factory}"
+
+
+def unmeasured_graph(task_name: str) -> LayerGraph:
+    """Return a task's layer graph with costs of one."""
+    task = load_task(path_of(task_name))
+    torch.manual_seed(0)
+    traced = trace(task, task.build())
+    one = LayerCost(
+        batch_size=MICROBATCH_SIZE, forward_ms=1, backward_ms=1, output_bytes=1, saved_bytes=1
+    )
+    return LayerGraph(
+        model=ModelIdentity(
+            task=task.name, factory=task.factory, structure_sha256=traced.structure_sha256
+        ),
+        device_type="cpu",
+        device="none: not measured",
+        dtype="float32",
+        torch_version=str(torch.__version__),
+        batch_sizes=(MICROBATCH_SIZE,),
+        layers=tuple(layer.replace(costs=(one,)) for layer in traced.layers),
+        output=traced.output,
+        tied=traced.tied,
+    )
+
+
+def plan_of(
+    graph: LayerGraph,
+    cuts: Sequence[int],
+    replicas: Sequence[int | Sequence[int]],
+    num_microbatches: int,
+    schedule: str,
+    graph_path: Path,
+) -> Plan:
+    """Return the plan with given cuts and replicas (a number, or their shares)."""
+    layers = stage_layers(graph, cuts)
+    shares = [[1] * group if isinstance(group, int) else list(group) for group in replicas]
+    ranks = itertools.count()
+    nothing = ReplicaPrediction(forward_ms=1, backward_ms=1, reduce_ms=0, update_ms=0, peak_bytes=1)
+    stages = tuple(
+        Stage(
+            layers=names,
+            replicas=tuple(
+                Replica(
+                    rank=next(ranks), server="a", device_type="cpu", share=share, predicted=nothing
+                )
+                for share in stage_shares
+            ),
+        )
+        for names, stage_shares in zip(layers, shares, strict=True)
+    )
+    return Plan(
+        task=graph.model.task,
+        factory=graph.model.factory,
+        structure_sha256=graph.model.structure_sha256,
+        dtype=graph.dtype,
+        microbatch_size=MICROBATCH_SIZE,
+        num_microbatches=num_microbatches,
+        schedule=schedule,
+        stages=stages,
+        borders=borders_of(graph, layers, MICROBATCH_SIZE),
+        inputs=inputs_of(graph, MICROBATCH_SIZE),
+        predicted_step_ms=1,
+        proof=Proof(solver="none", objective="none", value=1, lower_bound=0, space="given"),
+        sources=(Source(role="graph:cpu", path=graph_path.name, sha256=sha256_of(graph_path)),),
+    )

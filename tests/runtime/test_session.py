@@ -1,0 +1,184 @@
+"""Losses, gradients and weights of a pipeline against one process: a plain loop over the original model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stagewright.runtime.batches import DataOrder
+from stagewright.task import load_task
+
+RankPool = Any
+MakePackage = Any
+FLOAT64 = {"dtype": "float64"}
+
+
+def one_process(
+    task_name: str,
+    microbatch_size: int,
+    num_microbatches: int,
+    dtype: torch.dtype,
+    num_steps: int = 1,
+) -> tuple[list[float], torch.nn.Module]:
+    """Train the original model in a plain loop; the last step stops before the update."""
+    task = load_task(task_name)
+    torch.manual_seed(0)
+    model = task.build().to(dtype)
+    loss_of, dataset = task.function("loss"), task.function("dataset")("train")
+    order = DataOrder(len(dataset), microbatch_size, num_microbatches, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    losses = []
+    for step in range(num_steps):
+        if step:
+            optimizer.step()
+            optimizer.zero_grad()
+        total = 0.0
+        for microbatch in range(num_microbatches):
+            items = [dataset[index] for index in order.indices(0, step, microbatch)]
+            x, y = (torch.stack([torch.as_tensor(item[i]) for item in items]) for i in range(2))
+            loss = loss_of(model(x.to(dtype) if x.is_floating_point() else x), y) / num_microbatches
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+    return losses, model
+
+
+def relative_difference(found: Any, expected: Any) -> float:
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-300)
+    return float(np.abs(found - expected).max(initial=0)) / scale
+
+
+def total_of(losses_by_rank: list[Mapping[int, float]]) -> float:
+    return sum(loss for losses in losses_by_rank for loss in losses.values())
+
+
+CASES = [
+    # task, replicas of each stage (a list: their shares), micro-batches, schedule
+    ("mlp", [1, 1], 4, "1f1b"),
+    ("digits_cnn", [3, 1], 5, "1f1b"),
+    ("digits_cnn", [1, 2], 4, "gpipe"),
+    ("digits_cnn", [1, 1, 1, 1], 6, "1f1b"),
+    ("digits_cnn", [2, 2], 3, "gpipe"),
+    ("digits_cnn", [4], 5, "1f1b"),
+    ("resnet", [1, 1, 1], 4, "1f1b"),
+    ("resnet", [1, 3], 7, "1f1b"),
+    ("resnet", [2, 1, 1], 1, "1f1b"),
+    ("resnet", [1, 1, 1, 1], 3, "gpipe"),
+    ("gpt.py:build_without_dropout", [1, 1], 4, "gpipe"),
+    ("gpt.py:build_without_dropout", [2, 1, 1], 5, "1f1b"),
+    ("gpt.py:build_without_dropout", [1, 2, 1], 3, "1f1b"),
+    ("gpt.py:build_without_dropout", [[2, 1], 1], 6, "1f1b"),
+    ("digits_cnn", [[1, 2], [1, 1]], 7, "1f1b"),
+]
+
+
+@pytest.mark.parametrize(("task", "replicas", "num_microbatches", "schedule"), CASES)
+def test_float64_gradients_equal_one_process(
+    rank_pool: RankPool,
+    make_package: MakePackage,
+    task: str,
+    replicas: list[Any],
+    num_microbatches: int,
+    schedule: str,
+) -> None:
+    package = make_package(task, replicas, num_microbatches, schedule)
+    results = rank_pool.run("gradients", package.num_ranks, settings=FLOAT64, **package.arguments)
+    losses, model = one_process(
+        package.task, package.microbatch_size, num_microbatches, torch.float64
+    )
+    expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    found: dict[str, Any] = {}
+    for _, named in results:
+        for name, gradient in named.items():
+            if name in found:
+                np.testing.assert_array_equal(gradient, found[name])
+            found[name] = gradient
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        assert gradient is not None
+        assert relative_difference(found[name], gradient.numpy()) <= 1e-12, name
+    assert total_of([losses for losses, _ in results]) == pytest.approx(losses[0], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "replicas"),
+    [("digits_cnn", [1, 2]), ("resnet", [1, 1, 1]), ("gpt.py:build_without_dropout", [2, 1])],
+)
+def test_float32_losses_of_20_steps_equal_one_process(
+    rank_pool: RankPool, make_package: MakePackage, task: str, replicas: list[Any]
+) -> None:
+    package = make_package(task, replicas, 4, "1f1b")
+    results = rank_pool.run(
+        "steps", package.num_ranks, num_steps=20, settings={}, **package.arguments
+    )
+    expected, _ = one_process(package.task, package.microbatch_size, 4, torch.float32, num_steps=20)
+    found = [total_of([losses[step] for losses, _ in results]) for step in range(20)]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_dropout_does_not_depend_on_the_plan(
+    rank_pool: RankPool, make_package: MakePackage
+) -> None:
+    found = []
+    for replicas in ([1], [2, 1], [1, 1, 2]):
+        package = make_package("gpt", replicas, 4, "1f1b")
+        results = rank_pool.run(
+            "gradients", package.num_ranks, settings=FLOAT64, **package.arguments
+        )
+        found.append(total_of([losses for losses, _ in results]))
+    without = make_package("gpt.py:build_without_dropout", [1], 4, "1f1b")
+    (result,) = rank_pool.run("gradients", 1, settings=FLOAT64, **without.arguments)
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-12)
+    assert abs(total_of([result[0]]) - found[0]) > 1e-6, "dropout drew nothing"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_all_replicas_and_tied_weights_stay_equal(
+    rank_pool: RankPool, make_package: MakePackage, optimizer: str
+) -> None:
+    package = make_package("gpt.py:build_without_dropout", [2, 1], 3, "1f1b")
+    settings = {"optimizer": optimizer, "weight_decay": 0.01}
+    results = rank_pool.run("steps", 3, num_steps=3, settings=settings, **package.arguments)
+    embedding = [state["embedding.weight"] for _, state in results if "embedding.weight" in state]
+    heads = [state["head.weight"] for _, state in results if "head.weight" in state]
+    assert len(embedding) == 2
+    assert len(heads) == 1
+    for copy in (*embedding[1:], *heads):
+        np.testing.assert_array_equal(copy, embedding[0])
+
+
+def test_running_statistics_of_one_replica_are_those_of_one_process(
+    rank_pool: RankPool, make_package: MakePackage
+) -> None:
+    package = make_package("digits_cnn", [1, 1], 4, "1f1b")
+    results = rank_pool.run("steps", 2, num_steps=1, settings=FLOAT64, **package.arguments)
+    _, model = one_process(package.task, package.microbatch_size, 4, torch.float64)
+    state = {name: value for _, part in results for name, value in part.items()}
+    assert set(state) == set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        np.testing.assert_allclose(state[name], buffer.numpy(), rtol=1e-12)
+
+
+def test_running_statistics_of_replicas_are_their_weighted_mean(
+    rank_pool: RankPool, make_package: MakePackage
+) -> None:
+    package = make_package("digits_cnn", [[2, 1], 1], 3, "1f1b")
+    results = rank_pool.run("steps", 3, num_steps=1, settings=FLOAT64, **package.arguments)
+    first, second = results[0][1], results[1][1]
+    names = [name for name in first if "running" in name or "num_batches" in name]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert {int(first[name]) for name in names if "num_batches" in name} == {3}
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_units_in_flight_are_those_of_the_schedule(
+    rank_pool: RankPool, make_package: MakePackage, schedule: str
+) -> None:
+    package = make_package("mlp", [1, 1], 6, schedule)
+    found = rank_pool.run("peak_units", 2, settings={}, **package.arguments)
+    assert found == [package.plan.rows.units_in_flight(rank, rank) for rank in range(2)]
+    assert found == ([6, 6] if schedule == "gpipe" else [2, 1])
