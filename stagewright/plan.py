@@ -51,6 +51,11 @@ class Stage(Record):
     def __post_init__(self) -> None:
         if not self.layers or not self.replicas:
             raise ValueError("a stage needs at least one layer and one replica")
+        ranks = [replica.rank for replica in self.replicas]
+        if len(set(ranks)) < len(ranks):
+            raise ValueError(
+                f"a stage has replicas with the ranks {ranks}, expected each rank once"
+            )
 
 
 class NamedValue(Record):
@@ -146,6 +151,8 @@ class Plan(Record, dict=True):
             raise ValueError(
                 f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
             )
+        if not self.stages:
+            raise ValueError("stages is empty, expected at least one stage")
         ranks = sorted({replica.rank for stage in self.stages for replica in stage.replicas})
         if ranks != list(range(len(ranks))):
             raise ValueError(
@@ -157,6 +164,9 @@ class Plan(Record, dict=True):
                     f"a border goes from stage {border.source} to stage {border.target}, "
                     f"expected an earlier to a later one of {len(self.stages)} stages"
                 )
+        ends = [(border.source, border.target) for border in self.borders]
+        if len(set(ends)) < len(ends):
+            raise ValueError(f"the borders join the stages {ends}, expected each pair once")
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

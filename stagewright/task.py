@@ -68,7 +68,7 @@ def load_task(name: str) -> Task:
     factory = factory or "build"
     is_file = target.endswith(".py") or "/" in target
     folder = str(Path(target).resolve().parent if is_file else Path.cwd())
-    if folder not in sys.path:
+    if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     try:
         module = _import_file(Path(target)) if is_file else importlib.import_module(target)
