@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from stagewright.document import Format, InputError, Record, load_record, save_record
 
@@ -58,10 +58,11 @@ def save_checkpoint(
     if world.rank == 0 and partial.exists():
         shutil.rmtree(partial)
     _barrier(world)
-    save_tensors(partial / f"rank{world.rank}.safetensors", tensors, {})
+    if tensors:
+        save_tensors(partial / f"rank{world.rank}.safetensors", tensors, {})
     _barrier(world)
     if world.rank == 0:
-        files = tuple(f"rank{rank}.safetensors" for rank in range(world.size))
+        files = tuple(sorted(path.name for path in partial.glob("rank*.safetensors")))
         whole = Checkpoint(
             **{f: getattr(content, f) for f in content.__struct_fields__} | {"files": files}
         )
@@ -101,11 +102,16 @@ def read_tensors(
     """
     found: dict[str, torch.Tensor] = {}
     for file_name in content.files:
-        with safe_open(path / file_name, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a file handle, not a dict
-                prefix, _, name = key.rpartition(":")
-                if name in (trained if prefix else wanted):
-                    found[key] = file.get_tensor(key)
+        try:
+            with safe_open(path / file_name, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - a file handle, not a dict
+                    prefix, _, name = key.rpartition(":")
+                    if name in (trained if prefix else wanted):
+                        found[key] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path / file_name}: is no safetensors file: {error}; resume from another checkpoint"
+            ) from None
     for name, tensor in wanted.items():
         if name not in found:
             raise InputError(f"{path}: has no tensor {name!r}; resume with the model that wrote it")

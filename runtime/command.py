@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from stagewright.document import InputError, write_atomically
+from stagewright.task import load_task
 
 from .faults import PEER_LOST_STATUS, PeerLostError, end_on_termination, end_rank
 from .package import load_package
@@ -66,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on from the newest checkpoint in --checkpoint, if any",
     )
+    add("--no-evaluation", action="store_true", help="do not evaluate on the held-out split")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add(
         "--timeout",
@@ -108,6 +110,9 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     package = load_package(args.directory)
     check_world_size(package.plan, size)
+    task = load_task(args.task)
+    for name in ("loss", "dataset"):
+        task.function(name)
     if size > 1:
         end_on_termination(rank)
     world = join_world(rank, size, choose_device(args.device, local_rank), args.timeout)
@@ -120,7 +125,7 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
         dtype=args.dtype,
         weights=args.weights,
     )
-    session = Session.start(args.directory, args.task, world, settings)
+    session = Session(package, task, world, settings)
     options = TrainingOptions(
         epochs=args.epochs,
         max_steps=args.max_steps,
@@ -128,6 +133,7 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
         checkpoint_every=args.checkpoint_every,
         keep=args.keep,
         resume=args.resume,
+        evaluate=not args.no_evaluation,
     )
     history = train(session, options, progress=rank == 0 and sys.stderr.isatty())
     if args.output is not None:

@@ -37,6 +37,8 @@ class TrainingOptions:
     """Steps between checkpoints; None: at the end of every epoch."""
     keep: int = 2
     resume: bool = False
+    evaluate: bool = True
+    """Whether to evaluate on the held-out split at the end of every epoch."""
 
 
 @dataclass
@@ -87,7 +89,9 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
         if ends_epoch:
             history.losses += _step_losses(session, own_losses)
             own_losses = []
-            result = _end_epoch(session, epoch, step + 1, history.losses[-(position + 1) :])
+            losses = history.losses[-(position + 1) :]
+            evaluation = _evaluate(session) if options.evaluate else (None, None)
+            result = EpochResult(epoch, step + 1, sum(losses) / len(losses), *evaluation)
             history.epochs.append(result)
             bar.set_postfix_str(describe(result))
         due = options.checkpoint_every is not None and (step + 1) % options.checkpoint_every == 0
@@ -138,15 +142,13 @@ def _step_losses(session: Session, own: list[dict[int, float]]) -> list[float]:
     return losses
 
 
-def _end_epoch(session: Session, epoch: int, step: int, losses: list[float]) -> EpochResult:
-    """Evaluate on the held-out split, if the task's dataset has one."""
+def _evaluate(session: Session) -> tuple[float | None, float | None]:
+    """Return mean loss and metric on the held-out split; None where the task has no such thing."""
     test = session.task.function("dataset")("test")
-    test_loss = test_metric = None
-    if test is not None and len(test):
-        microbatches = in_order(len(test), session.plan.microbatch_size)
-        data = _data(session, test, list(microbatches), "test")
-        test_loss, test_metric = session.evaluate(data, len(microbatches))
-    return EpochResult(epoch, step, sum(losses) / len(losses), test_loss, test_metric)
+    if test is None or not len(test):
+        return None, None
+    microbatches = in_order(len(test), session.plan.microbatch_size)
+    return session.evaluate(_data(session, test, list(microbatches), "test"), len(microbatches))
 
 
 def _save(session: Session, options: TrainingOptions, step: int) -> None:
