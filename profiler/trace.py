@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import torch
 from torch import fx, nn
 
 from stagewright.document import InputError
@@ -28,6 +27,7 @@ from stagewright.task import Task
 from stagewright.value import Argument, LayerRef, references_of
 
 from .describe import Undescribable, argument_of, function_name, value_spec
+from .inputs import inputs_of
 from .observe import Observation, observe, tensors_in
 from .rebuild import constructor_of
 from .stored import Stored, stored_at, stored_in_module, tied_parameters
@@ -71,43 +71,13 @@ def trace(task: Task, model: nn.Module, batch_size: int = TRACED_BATCH_SIZE) -> 
             "return it as it trains (parts of it may be in eval mode)"
         )
     sizes = (batch_size, batch_size + 1)
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    examples = [inputs_of(task, size, device) for size in sizes]
+    examples = [inputs_of(task, size, model) for size in sizes]
     calls = trace_calls(model, examples[0])
     _demand_same_in_evaluation(model, calls, examples[0])
     _demand_registered_tensors(model, calls)
     first, second = (observe(model, calls, example) for example in examples)
     builder = _Builder(model, calls, tuple(examples[0]), (first, second), sizes)
     return builder.build()
-
-
-def inputs_of(task: Task, batch_size: int, device: torch.device) -> dict[int | str, Any]:
-    """Return the task's example input by position or keyword, on a device; positions come first.
-
-    Raises:
-        InputError: example_input returns no tensor, tuple or dict, or none of batch_size samples.
-    """
-    example = task.function("example_input")(batch_size)
-    if isinstance(example, torch.Tensor):
-        example = (example,)
-    if isinstance(example, tuple | list):
-        example = dict(enumerate(example))
-    if not isinstance(example, dict) or not example or not list(tensors_in(example)):
-        raise InputError(
-            f"task {task.name}: example_input({batch_size}) returns a {type(example).__name__}, expected a "
-            "tensor, or a tuple or a dict with tensors"
-        )
-    return {key: _moved(value, device) for key, value in example.items()}
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if type(value) in (tuple, list):
-        return type(value)(_moved(item, device) for item in value)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return value
 
 
 def _demand_same_in_evaluation(
