@@ -150,12 +150,13 @@ class StageTables:
         units = units_held(problem.schedule, counts, problem.num_microbatches, replicas_behind)
         fits = np.ones((self.size + 1, self.size + 1), dtype=bool)
         for replica, device_type in enumerate(self.types_of(devices)):
-            fits &= self._memory(device_type, units[replica].astype(float)) <= problem.memory_limit(
+            fits &= self.memory(device_type, units[replica].astype(float)) <= problem.memory_limit(
                 device_type
             )
         return fits
 
-    def _memory(self, device_type: str, units: FloatArray) -> FloatArray:
+    def memory(self, device_type: str, units: FloatArray) -> FloatArray:
+        """Return the bytes of every run of layers on a device type with some units in flight."""
         traffic, holdings = self.traffic, self.holdings
         return np.asarray(
             memory_bytes(

@@ -1,0 +1,66 @@
+"""Named plans to compare with, predicted by the same model and simulator."""
+
+from dataclasses import dataclass
+
+from .assemble import draft, predict
+from .problem import Problem, StageChoice
+from .tables import Devices, StageTables
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What somebody might run without a planner, at the plan's micro-batch size."""
+
+    name: str
+    step_ms: float
+    """Predicted by the simulator."""
+    fits: bool
+    """Into memory; true if memory is not counted."""
+
+
+def baselines_of(tables: StageTables) -> tuple[Baseline, ...]:
+    """Return the baselines: fastest device alone, data parallel over all, an even split of the layers."""
+    problem, size = tables.problem, tables.size
+    fastest = min(
+        problem.inputs.graphs,
+        key=lambda kind: (
+            tables.times[kind].forward_ms[0, size] + tables.times[kind].backward_ms[0, size]
+        ),
+    )
+    plans: dict[str, tuple[StageChoice, ...]] = {
+        f"one {fastest}": (StageChoice(0, size, _one_of(problem, fastest)),)
+    }
+    if 1 < problem.num_devices <= problem.num_microbatches:
+        everything = tuple(len(group.slots) for group in problem.groups)
+        plans["data parallel over all, shares by speed"] = (StageChoice(0, size, everything),)
+    if min(problem.num_devices, size) > 1:
+        plans["even split of the layers"] = _even_split(problem, size)
+    found = []
+    for name, choices in plans.items():
+        prediction = predict(draft(tables, choices), problem)
+        fits = not prediction.score.overflows
+        found.append(Baseline(name, prediction.timeline.step_ms, fits))
+    return tuple(found)
+
+
+def _one_of(problem: Problem, device_type: str) -> Devices:
+    """Return one device of a type, of the first group that has it."""
+    first = next(i for i, group in enumerate(problem.groups) if group.device_type == device_type)
+    return tuple(int(index == first) for index in range(len(problem.groups)))
+
+
+def _even_split(problem: Problem, size: int) -> tuple[StageChoice, ...]:
+    """Return a stage per device, in the order of the slots, with equal numbers of layers up to one."""
+    order = [
+        next(i for i, group in enumerate(problem.groups) if slot in group.slots)
+        for slot in problem.inputs.cluster.slots
+    ][:size]
+    edges = [size * stage // len(order) for stage in range(len(order) + 1)]
+    return tuple(
+        StageChoice(
+            edges[stage],
+            edges[stage + 1],
+            tuple(int(index == own) for index in range(len(problem.groups))),
+        )
+        for stage, own in enumerate(order)
+    )

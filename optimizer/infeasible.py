@@ -1,0 +1,74 @@
+"""Says why nothing fits into memory: where, by how much, and what to do."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from stagewright.document import InputError
+
+from . import exact
+from .assemble import Prediction, draft, predict
+from .problem import Problem
+from .tables import StageTables
+
+
+def explain(problem: Problem, given: Prediction | None = None) -> InputError:
+    """Return the error for a problem without a plan that fits, or for a given plan that does not.
+
+    It names a layer that fits on no device by itself if there is one, else the stage that is most over the
+    limit in the plan that would be best without one.
+    """
+    alone = None if given is not None else _too_large_alone(problem)
+    if alone is not None:
+        return alone
+    if given is None:
+        unlimited = exact.solve(replace(problem, count_memory=False))
+        if unlimited is None:
+            return InputError(
+                f"{problem.inputs.cluster_path}: no plan has at most {problem.max_stages} stages; "
+                "allow more stages"
+            )
+        given = predict(draft(StageTables(problem), unlimited.stages), problem)
+        subject = "no plan fits into memory; the one that would be fastest needs"
+    else:
+        subject = "the given plan does not fit into memory; it needs"
+    worst = max(given.score.overflows, key=lambda o: o.peak_bytes - o.limit_bytes)
+    layers = given.plan.stages[worst.stage].layers
+    return InputError(
+        f"{problem.inputs.cluster_path}: {subject} {_mib(worst.peak_bytes)} for layers {layers[0]!r} to "
+        f"{layers[-1]!r} on device type {worst.replica.device_type!r}, "
+        f"{_mib(worst.peak_bytes - worst.limit_bytes)} more than its memory_bytes "
+        f"({_mib(worst.limit_bytes)}), at micro-batch {problem.microbatch_size}; {_ADVICE}"
+    )
+
+
+_ADVICE = (
+    "use smaller micro-batches, more devices, devices with more memory, or a leaner optimizer "
+    "(--optimizer), or plan with --ignore-memory"
+)
+
+
+def _too_large_alone(problem: Problem) -> InputError | None:
+    """Return the error for the first layer that fits on no device type as a stage of its own."""
+    tables = StageTables(problem)
+    units = np.array(1.0)
+    for position, layer in enumerate(problem.chain):
+        over = {
+            kind: float(tables.memory(kind, units)[position, position + 1])
+            - problem.memory_limit(kind)
+            for kind in problem.inputs.graphs
+        }
+        closest = min(over, key=lambda kind: over[kind])
+        if over[closest] > 0:
+            limit = problem.memory_limit(closest)
+            return InputError(
+                f"{problem.inputs.cluster_path}: layer {layer.name!r} alone needs "
+                f"{_mib(over[closest] + limit)} on device type {closest!r}, {_mib(over[closest])} more than "
+                f"its memory_bytes ({_mib(limit)}), and fits on no other, at micro-batch "
+                f"{problem.microbatch_size}; {_ADVICE}"
+            )
+    return None
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.2f} MiB" if num_bytes >= 1000 else f"{num_bytes:.0f} bytes"

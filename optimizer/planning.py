@@ -1,0 +1,197 @@
+"""Plans: chooses the micro-batch size, runs a solver, checks its plan with evaluator and simulator."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagewright.document import InputError, with_fields
+from stagewright.plan import Plan, Proof
+from stagewright.scheduling import SCHEDULES
+
+from . import brute_force, exact
+from .assemble import Prediction, draft, predict
+from .baselines import Baseline, baselines_of
+from .cost import Objective, Overlap, state_copies
+from .given import GivenStages
+from .infeasible import explain
+from .load import Inputs
+from .problem import Problem
+from .solution import Solution
+from .tables import StageTables
+
+SOLVERS: Mapping[str, Callable[[Problem], Solution | None]] = {
+    "exact": exact.solve,
+    "brute-force": brute_force.solve,
+}
+OBJECTIVES: Mapping[Objective, str] = {
+    "step-time": "step_ms",
+    "throughput": "steady_step_ms",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asks for."""
+
+    batch_size: int
+    """Samples per step."""
+    microbatch_size: int | None = None
+    """None: the best of the measured sizes that divide batch_size."""
+    schedule: str = "1f1b"
+    objective: Objective = "step-time"
+    solver: str = "exact"
+    optimizer: str = "sgd-momentum"
+    overlap: Overlap = "full"
+    max_stages: int | None = None
+    count_memory: bool = True
+    count_update: bool = True
+    given: GivenStages | None = None
+    """Stages that the user fixes; None: a solver chooses them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A plan with everything that is said about it."""
+
+    plan: Plan
+    prediction: Prediction
+    problem: Problem
+    seconds: float
+    """The search took."""
+    idle: tuple[str, ...]
+    """The device types of the cluster's devices that the plan leaves idle."""
+    baselines: tuple[Baseline, ...]
+
+
+def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
+    """Return the best plan; paths in it are relative to the file that it will be written to.
+
+    Raises:
+        InputError: the request is wrong, something needed was not measured, or nothing fits into memory.
+    """
+    _check(request)
+    started = time.perf_counter()
+    found: list[tuple[Solution, Problem]] = []
+    problems = [_problem(inputs, request, size) for size in _microbatch_sizes(inputs, request)]
+    for problem in problems:
+        solution = _solve(problem, request)
+        if solution is not None:
+            found.append((solution, problem))
+    if not found:
+        raise explain(problems[0])
+    solution, problem = min(found, key=lambda pair: pair[0].value_ms)
+    bound_ms = min(other.bound_ms for other, _ in found)
+    seconds = time.perf_counter() - started
+    tables = StageTables(problem)
+    prediction = predict(draft(tables, solution.stages), problem)
+    _check_score(prediction, solution)
+    plan = with_fields(
+        prediction.plan,
+        proof=Proof(
+            solver=solution.solver,
+            objective=OBJECTIVES[request.objective],
+            value=prediction.score.value_ms,
+            lower_bound=min(bound_ms, prediction.score.value_ms),
+            space=_space(solution, [p.microbatch_size for p in problems]),
+        ),
+        sources=inputs.sources(plan_path),
+    )
+    return Result(
+        plan=plan,
+        prediction=prediction,
+        problem=problem,
+        seconds=seconds,
+        idle=_idle(plan, problem),
+        baselines=baselines_of(tables),
+    )
+
+
+def _check(request: Request) -> None:
+    state_copies(request.optimizer)
+    if request.solver not in SOLVERS:
+        raise InputError(f"solver is {request.solver!r}, expected one of {', '.join(SOLVERS)}")
+    if request.schedule not in SCHEDULES:
+        raise InputError(
+            f"schedule is {request.schedule!r}, expected one of {', '.join(SCHEDULES)}"
+        )
+    for name in ("batch_size", "microbatch_size", "max_stages"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+
+
+def _microbatch_sizes(inputs: Inputs, request: Request) -> list[int]:
+    """Return the measured micro-batch sizes to plan for, smallest first."""
+    measured = sorted(inputs.model.batch_sizes)
+    path = next(iter(inputs.graph_paths.values()))
+    if request.microbatch_size is not None:
+        if request.microbatch_size not in measured:
+            raise InputError(
+                f"{path}: micro-batch size {request.microbatch_size} was not measured, only {measured}; "
+                f"profile with -b {request.microbatch_size} or choose a measured size"
+            )
+        measured = [request.microbatch_size]
+    sizes = [size for size in measured if request.batch_size % size == 0]
+    if not sizes:
+        raise InputError(
+            f"{path}: --batch-size {request.batch_size} is no multiple of the micro-batch sizes "
+            f"{measured}; choose a multiple of one of them"
+        )
+    return sizes
+
+
+def _problem(inputs: Inputs, request: Request, microbatch_size: int) -> Problem:
+    return Problem(
+        inputs=inputs,
+        microbatch_size=microbatch_size,
+        num_microbatches=request.batch_size // microbatch_size,
+        schedule=request.schedule,
+        objective=request.objective,
+        optimizer=request.optimizer,
+        overlap=request.overlap,
+        count_memory=request.count_memory,
+        count_update=request.count_update,
+        max_stages=request.max_stages,
+    )
+
+
+def _solve(problem: Problem, request: Request) -> Solution | None:
+    """Return a solver's solution, or the user's stages scored; None if it does not fit into memory."""
+    if request.given is None:
+        return SOLVERS[request.solver](problem)
+    choices = request.given.choices(problem)
+    tables = StageTables(problem)
+    prediction = predict(draft(tables, choices), problem)
+    if prediction.score.overflows:
+        raise explain(problem, prediction)
+    return Solution(
+        solver="given by the user",
+        stages=choices,
+        value_ms=prediction.score.value_ms,
+        bound_ms=0.0,
+        space="the one plan that the user gave",
+        evaluated=1,
+    )
+
+
+def _check_score(prediction: Prediction, solution: Solution) -> None:
+    """A solver's plan, scored by the evaluator, must have the value that the solver claims, and fit."""
+    assert not prediction.score.overflows, f"{solution.solver} returned a plan that does not fit"
+    assert math.isclose(prediction.score.value_ms, solution.value_ms, rel_tol=1e-7, abs_tol=1e-9), (
+        f"{solution.solver} claims {solution.value_ms}, evaluated {prediction.score.value_ms}"
+    )
+
+
+def _space(solution: Solution, sizes: Sequence[int]) -> str:
+    several = f"; micro-batch sizes {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""
+    return solution.space + several
+
+
+def _idle(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Return the types of the devices without a rank, in the order of the cluster's slots."""
+    left = Counter((slot.server, slot.device_type) for slot in problem.inputs.cluster.slots)
+    left -= Counter((r.server, r.device_type) for stage in plan.stages for r in stage.replicas)
+    return tuple(device_type for _, device_type in left.elements())
