@@ -41,6 +41,8 @@ TORCH_CONSTANTS = frozenset(DTYPE_BYTES) | {
 SPECIAL_VALUES = {
     "inf": 'float("inf")', "-inf": 'float("-inf")', "nan": 'float("nan")', "ellipsis": "...",
 }  # fmt: skip
+SIMPLE_OPERAND = re.compile(r"-?[\w.]+")
+"""What stands beside ** without spaces."""
 SHORT_NAMES = {"torch.nn.functional.": "F.", "torch.nn.": "nn."}
 
 
@@ -181,7 +183,9 @@ def _operator(name: str, arguments: Sequence[Argument], scope: Scope) -> Express
         return f"{scope.values[arguments[0].name]}[{_subscript(arguments[1], scope)}]"
     operands = [_operand(argument, scope) for argument in arguments]
     if name in BINARY_OPERATORS and len(operands) == 2:
-        return f"{operands[0]} {BINARY_OPERATORS[name]} {operands[1]}"
+        is_tight = name == "pow" and all(SIMPLE_OPERAND.fullmatch(text) for text in operands)
+        space = "" if is_tight else " "
+        return f"{operands[0]}{space}{BINARY_OPERATORS[name]}{space}{operands[1]}"
     if name in UNARY_OPERATORS and len(operands) == 1:
         return f"{UNARY_OPERATORS[name]}{operands[0]}"
     if name in INPLACE_OPERATORS or name in CALLED_OPERATORS:

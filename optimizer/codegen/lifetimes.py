@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from stagewright.graph import InputOperation, LayerNode
-from stagewright.value import NoneSpec, NumberSpec, TensorSpec
+from stagewright.value import TensorSpec, tensors_of
 
 from .names import Namespace, variable_name
 
@@ -44,8 +44,8 @@ def variables_of(
     for chain in chains:
         value = chain.values[-1]
         end = last_use[value.name]
-        small = isinstance(value.output, NumberSpec | NoneSpec)
-        if value.name in parameters or small or end >= len(steps):
+        holds_tensors = value.output is None or any(True for _ in tensors_of(value.output))
+        if value.name in parameters or not holds_tensors or end >= len(steps):
             continue
         if names.get(steps[end - 1].name) != names[value.name]:
             released.setdefault(end, []).append(names[value.name])

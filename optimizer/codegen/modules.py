@@ -20,7 +20,11 @@ from .expressions import Scope, constructor_expression
 from .layout import Expression, Group, flat, lines_of, literal, sequence
 from .names import is_identifier
 
-STAGE_ATTRIBUTES = frozenset({"inputs", "outputs", "needs_original", "before_random"})
+DEVICE_BUFFER = "stage_device"
+"""An empty buffer, in stages that make tensors and receive none."""
+STAGE_ATTRIBUTES = frozenset(
+    {"inputs", "outputs", "needs_original", "before_random", DEVICE_BUFFER}
+)
 """Attributes of every stage class; a child of the model with such a name is reached by its table."""
 BODY = 8
 """Columns before a statement in a method."""
@@ -195,23 +199,6 @@ def tied_statements(tree: ModuleTree, graph: LayerGraph, layers: Iterable[LayerN
         for other in others:
             value = tree.access(first, "_parameters")
             lines += lines_of(f"{tree.access(other, '_parameters')} = ", value, "", BODY)
-    return lines
-
-
-def frozen_statements(tree: ModuleTree) -> list[str]:
-    """Return the lines that exclude from training the parameters that the original does not train."""
-    lines = []
-    for path, layer in tree.modules.items():
-        if _is_taken(layer) or not layer.parameters:
-            continue
-        frozen = [p.name for p in layer.parameters if not p.spec.requires_grad]
-        if len(frozen) == len(layer.parameters):
-            lines.append(f"{' ' * BODY}{tree.access(path)}.requires_grad_(False)")
-        else:
-            lines += [
-                f"{' ' * BODY}{tree.access(name, '_parameters')}.requires_grad_(False)"
-                for name in frozen
-            ]
     return lines
 
 

@@ -25,7 +25,13 @@ from .expressions import (
 from .layout import LINE_LENGTH, Expression, Group, flat, lines_of, literal, sequence
 from .lifetimes import Variables, variables_of
 from .memory import clone_expression, overwritten_inputs, owners_of
-from .modules import BODY, ModuleTree, evaluated_modules, frozen_statements, tied_statements
+from .modules import (
+    BODY,
+    DEVICE_BUFFER,
+    ModuleTree,
+    evaluated_modules,
+    tied_statements,
+)
 
 BEFORE_RANDOM = '''
     @staticmethod
@@ -84,7 +90,13 @@ def generate_stage(
     scope = Scope(place=place)
     is_last = interface.index == num_stages - 1
     constructor = _constructor_lines(tree, graph, interface.layers, scope)
-    body = _ForwardWriter(interface, graph, tree, scope, is_last).lines()
+    writer = _ForwardWriter(interface, graph, tree, scope, is_last)
+    body = writer.lines()
+    if writer.needs_device_buffer():
+        scope.imports.add("torch")
+        constructor.append(
+            f'{" " * BODY}self.register_buffer("{DEVICE_BUFFER}", torch.empty(0), persistent=False)'
+        )
     evaluated = evaluated_modules(tree)
     scope.imports.add("nn")
     lines = [
@@ -208,12 +220,19 @@ class _ForwardWriter:
         ]
 
     def _device(self) -> list[str]:
+        """Return the line that sets device: the first received tensor's, or that of an empty buffer."""
         if not self.scope.needs_device:
             return []
-        for layer in self.interface.inputs:
-            if isinstance(layer.output, TensorSpec):
-                return [f"{' ' * BODY}device = {self.values[layer.name]}.device"]
-        return [f"{' ' * BODY}device = next(self.parameters()).device"]
+        source = self._device_source()
+        return [f"{' ' * BODY}device = {source or f'self.{DEVICE_BUFFER}'}.device"]
+
+    def _device_source(self) -> str | None:
+        tensors = (n for n in self.interface.inputs if isinstance(n.output, TensorSpec))
+        return next((self.values[layer.name] for layer in tensors), None)
+
+    def needs_device_buffer(self) -> bool:
+        """Whether the stage must carry an empty buffer to know its device; known after lines()."""
+        return self.scope.needs_device and self._device_source() is None
 
     def _clones(self, names: Sequence[str]) -> list[str]:
         lines = []
@@ -249,7 +268,6 @@ def _constructor_lines(
 ) -> list[str]:
     body = [
         *tree.statements(scope),
-        *frozen_statements(tree),
         *tied_statements(tree, graph, layers),
     ]
     if evaluated_modules(tree):
@@ -261,9 +279,7 @@ def _constructor_lines(
     if tree.needs_original:
         lines += [
             "        if original is None:",
-            "            raise ValueError(",
-            '                "this stage takes parts of the original model; pass the built model"',
-            "            )",
+            '            raise ValueError("parts come from the original model; pass the built model")',
         ]
     return lines + body
 
