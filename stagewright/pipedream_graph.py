@@ -21,6 +21,8 @@ from pathlib import Path
 from stagewright.document import InputError, read_text, write_atomically
 
 SEPARATOR = " -- "
+MAX_BYTES = 2.0**53
+"""Below it, every whole number of bytes is exact as a float."""
 _FIELDS = ("forward_compute_time", "backward_compute_time", "activation_size", "parameter_size")
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -56,6 +58,8 @@ class TextNode:
         for number in (self.forward_ms, self.backward_ms, *activations, self.parameter_bytes):
             if not (math.isfinite(number) and number >= 0):
                 raise ValueError(f"found {number}, expected a finite number that is not negative")
+        if sum(activations) >= MAX_BYTES or self.parameter_bytes >= MAX_BYTES:
+            raise ValueError(f"a size is {MAX_BYTES:g} bytes or more, which no device can hold")
         if self.stage is not None and self.stage < 0:
             raise ValueError(f"stage is {self.stage}, expected 0 or more")
 

@@ -14,7 +14,7 @@ from stagewright.document import InputError
 Kind = Literal["F", "B", "I", "W"]
 """Forward; full backward; its two parts: gradient of the inputs, gradient of the weights."""
 
-_ACTION = re.compile(r"(\d+)([FBIW])(\d+)(?:\.(\d+))?", re.ASCII)
+_ACTION = re.compile(r"(\d{1,9})([FBIW])(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -146,7 +146,7 @@ class Schedule:
             head, colon, tail = line.partition(":")
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            if not colon or not re.fullmatch(r"\d+", head.strip(), re.ASCII):
+            if not colon or not re.fullmatch(r"\d{1,9}", head.strip(), re.ASCII):
                 raise InputError(
                     f"line {number} is {line!r}, expected a rank, a colon and actions: 0: 0F0 0B0"
                 )

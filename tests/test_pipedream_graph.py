@@ -20,6 +20,7 @@ identifiers = st.text(
     string.ascii_letters + string.digits + "_-.é#", min_size=1, max_size=6
 ).filter(lambda name: not name.startswith("#"))
 numbers = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
+sizes = st.floats(min_value=0, max_value=1e15)
 descriptions = st.one_of(st.text(" -,ab()=[]\t\r#é", max_size=20), st.text(max_size=20)).filter(
     is_description
 )
@@ -34,8 +35,8 @@ def text_graphs(draw: st.DrawFn) -> TextGraph:
             description=draw(descriptions),
             forward_ms=draw(numbers),
             backward_ms=draw(numbers),
-            activation_bytes=draw(numbers | st.lists(numbers, min_size=1, max_size=3).map(tuple)),
-            parameter_bytes=draw(numbers),
+            activation_bytes=draw(sizes | st.lists(sizes, min_size=1, max_size=3).map(tuple)),
+            parameter_bytes=draw(sizes),
             stage=draw(st.none() | st.integers(0, 99)),
         )
         for name in names
@@ -82,6 +83,10 @@ def test_blank_lines_comments_and_carriage_returns_are_passed_over() -> None:
         (f"b -- B -- {COSTS.replace('1.500', '-1.5')}", "forward_compute_time is '-1.5'"),
         (f"b -- B -- {COSTS.replace('1.500', 'nan')}", "forward_compute_time is 'nan'"),
         (f"b -- B -- {COSTS.replace('1.500', '1e999')}", "found inf"),
+        (
+            f"b -- B -- {COSTS.replace('8.0', '[1e308; 1e308]')}",
+            "a size is 9.0072e+15 bytes or more",
+        ),
         (f"b -- B -- {COSTS.replace('1.500', '1_0')}", "forward_compute_time is '1_0'"),
         (f"b -- B -- {COSTS.replace('8.0', '[]')}", "activation_size is ''"),
         (f"b -- B -- {COSTS.replace('8.0', '[1; x]')}", "activation_size is 'x'"),
@@ -104,6 +109,22 @@ def test_a_malformed_line_is_named_with_what_is_wrong(line: str, words: str) -> 
     assert message.startswith("some/graph.txt:4: ")
     assert words in message
     assert "\n" not in message
+
+
+@given(text_graphs(), st.data())
+def test_a_spoilt_text_reads_or_is_refused_by_line_and_nothing_else(
+    graph: TextGraph, data: st.DataObject
+) -> None:
+    text = str(graph)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 9)))
+    spoilt = text[:start] + data.draw(st.text("\t\n -=[];#,a0.e", max_size=4)) + text[end:]
+    try:
+        again = parse_graph(spoilt, "graph.txt")
+    except InputError as error:
+        assert str(error).startswith("graph.txt:") and "\n" not in str(error)
+    else:
+        assert parse_graph(str(again)) == again
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n"])

@@ -34,7 +34,8 @@ def test_actions_print_as_in_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "F0", "2F", "2X0", "2f0", "-1F0", "2F0.", "2F0 ", "٢F0", "2F0.1.2"]
+    "text",
+    ["", "F0", "2F", "2X0", "2f0", "-1F0", "2F0.", "2F0 ", "٢F0", "2F0.1.2", "9" * 5000 + "F0"],
 )
 def test_what_is_no_action_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="action is "):
