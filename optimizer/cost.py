@@ -142,16 +142,19 @@ def link_load_ms(objective: Objective, most_messages: Numbers, message_ms: Numbe
     return (most_messages - (1 if objective == "step-time" else 0)) * message_ms
 
 
-def window_factor(
-    objective: Objective, schedule: str, num_microbatches: int, replicas_behind: int
-) -> float:
-    """Return the load per ms of round trip that the limit on units in flight puts on a stage.
+def window_rounds(
+    objective: Objective, replica_ms: FloatArray, counts: IntArray, units: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return (slope, intercept): a stage's window load is the greatest slope x behind_ms + intercept.
 
-    Under 1f1b at most U = replicas_behind units are between a stage's forward and its backward, and each
-    stays there for at least one round trip to the last stage: M micro-batches take M / U round trips, of
-    which step-time counts the first as latency.
+    A replica holds at most u units, and each stays for at least its own time t and behind_ms, the time of
+    one micro-batch through all later stages and back. So its n micro-batches take n / u round trips of
+    t + behind_ms; of these, step-time counts latency + behind_ms elsewhere.
+
+    Args:
+        replica_ms, counts, units: (R, ...) t, n and u of each replica; the result has the same shape.
     """
-    if schedule == "gpipe":
-        return 0.0
-    rounds = num_microbatches / replicas_behind
-    return max(0.0, rounds - 1) if objective == "step-time" else rounds
+    rounds = counts / np.maximum(units, 1)
+    if objective == "throughput":
+        return rounds, rounds * replica_ms
+    return rounds - 1, rounds * replica_ms - replica_ms.max(axis=0)

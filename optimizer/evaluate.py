@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from stagewright.graph import LayerNode, unique_parameters
 from stagewright.plan import Plan, ReplicaPrediction
 
@@ -14,9 +16,9 @@ from .cost import (
     link_load_ms,
     transfer_ms,
     update_ms,
-    window_factor,
+    window_rounds,
 )
-from .footprint import Overflow, overflows, parameter_bytes, peak_bytes
+from .footprint import Overflow, overflows, parameter_bytes, peak_bytes, units_of
 from .problem import Problem, trained_bytes
 
 
@@ -48,27 +50,12 @@ def score(plan: Plan, problem: Problem) -> Score:
     )
     predictions = [_predict(plan, problem, stage, counts, sharing) for stage in range(len(counts))]
     sum_ms = load_ms = 0.0
-    behind = 0
     for stage in reversed(range(len(plan.stages))):
-        forward_ms, backward_ms = _messages_ms(plan, problem, stage)
-        waits = problem.overlap == "none"
-        held_up_ms = forward_ms + backward_ms if waits else 0.0
-        micro_ms = [p.forward_ms + p.backward_ms + held_up_ms for p in predictions[stage]]
-        latency_ms = max(micro_ms)
-        busy_ms = max(n * ms for n, ms in zip(counts[stage], micro_ms, strict=True))
-        end_ms = max(p.reduce_ms + p.update_ms for p in predictions[stage])
-        load_ms = max(
-            load_ms, float(compute_load_ms(problem.objective, latency_ms, busy_ms, end_ms))
+        latency_ms, stage_load_ms, incoming_ms = _stage_cost(
+            plan, problem, stage, counts[stage], predictions[stage], sum_ms
         )
-        sum_ms += latency_ms
-        behind += len(plan.stages[stage].replicas)
-        factor = window_factor(problem.objective, plan.schedule, plan.num_microbatches, behind)
-        load_ms = max(load_ms, factor * sum_ms)
-        if not waits:
-            slower_ms = max(forward_ms, backward_ms)
-            link_ms = link_load_ms(problem.objective, max(counts[stage]), slower_ms)
-            load_ms = max(load_ms, float(link_ms))
-            sum_ms += forward_ms + backward_ms
+        load_ms = max(load_ms, stage_load_ms)
+        sum_ms = sum_ms + latency_ms + incoming_ms
     return Score(
         sum_ms=sum_ms,
         load_ms=load_ms,
@@ -76,6 +63,41 @@ def score(plan: Plan, problem: Problem) -> Score:
         predictions=tuple(predictions),
         overflows=overflows(plan, problem, predictions) if problem.count_memory else (),
     )
+
+
+def _stage_cost(
+    plan: Plan,
+    problem: Problem,
+    stage: int,
+    counts: Sequence[int],
+    predictions: Sequence[ReplicaPrediction],
+    behind_ms: float,
+) -> tuple[float, float, float]:
+    """Return a stage's latency, load and incoming messages, in ms.
+
+    Args:
+        behind_ms: one micro-batch through all later stages and back.
+    """
+    objective = problem.objective
+    forward_ms, backward_ms = _messages_ms(plan, problem, stage)
+    message_ms = forward_ms + backward_ms
+    waits = problem.overlap == "none"
+    replica_ms = np.array([p.forward_ms + p.backward_ms for p in predictions])
+    if waits:
+        replica_ms = replica_ms + message_ms
+    latency_ms = float(replica_ms.max())
+    busy_ms = float((np.array(counts) * replica_ms).max())
+    end_ms = max(p.reduce_ms + p.update_ms for p in predictions)
+    units = np.array(units_of(plan, stage, counts))
+    slope, intercept = window_rounds(objective, replica_ms, np.array(counts), units)
+    load_ms = max(
+        float(compute_load_ms(objective, latency_ms, busy_ms, end_ms)),
+        float((slope * behind_ms + intercept).max()),
+    )
+    if waits:
+        return latency_ms, load_ms, 0.0
+    link_ms = link_load_ms(objective, max(counts), max(forward_ms, backward_ms))
+    return latency_ms, max(load_ms, float(link_ms)), message_ms
 
 
 def _counts(plan: Plan) -> list[list[int]]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from stagewright.document import InputError
 
-from .cost import FloatArray, IntArray, window_factor
+from .cost import FloatArray, IntArray
 from .problem import Problem, StageChoice
 from .solution import Solution, space_of
 from .tables import Devices, StageTables
@@ -178,7 +178,6 @@ class _Search:
         """Return the best first stage of a state, from every layer on."""
         used, limit, place = state
         size, tables = self.tables.size, self.tables
-        factor = self._window_factor(sum(used))
         rows = np.arange(size + 1)
         column = _Column(np.full(size + 1, math.inf), np.zeros_like(rows), np.zeros_like(rows))
         for number, devices in enumerate(tables.device_sets):
@@ -186,10 +185,13 @@ class _Search:
             behind = columns.get((left, max(limit - 1, 0), tables.place_of(devices)))
             if behind is None:
                 continue
-            trip = allowed.latency_ms(devices, place, sum(used)) + behind.sums
-            if factor and allowed.threshold_ms < math.inf:
-                trip = np.where(factor * trip <= allowed.threshold_ms, trip, math.inf)
-            total = trip + tables.table(devices, place).incoming_ms
+            total = allowed.latency_ms(devices, place, sum(used)) + behind.sums
+            if allowed.threshold_ms < math.inf:
+                slope, intercept = tables.window(devices, place, sum(used))
+                behind_ms = np.where(behind.sums < math.inf, behind.sums, 0.0)
+                window_ms = (slope * behind_ms + intercept).max(axis=0)
+                total = np.where(window_ms <= allowed.threshold_ms, total, math.inf)
+            total = total + tables.table(devices, place).incoming_ms
             ends = np.argmin(total, axis=1)
             sums = total[rows, ends]
             better = sums < column.sums
@@ -197,12 +199,6 @@ class _Search:
             column.device_sets[better] = number
             column.ends[better] = ends[better]
         return column
-
-    def _window_factor(self, replicas_behind: int) -> float:
-        problem = self.problem
-        return window_factor(
-            problem.objective, problem.schedule, problem.num_microbatches, replicas_behind
-        )
 
     def _read(self, state: State, columns: dict[State, _Column]) -> tuple[StageChoice, ...]:
         """Return the stages of the best plan of a state from the first layer on."""
@@ -220,17 +216,19 @@ class _Search:
 
     def _load_ms(self, stages: tuple[StageChoice, ...]) -> float:
         """Return the largest load of a plan, with the same roundings as the search."""
-        most = trip = 0.0
-        behind = 0
+        most = behind_ms = 0.0
+        replicas_behind = 0
         for index in reversed(range(len(stages))):
             stage = stages[index]
             place = self.tables.place_of(stages[index - 1].devices) if index else 0
             table = self.tables.table(stage.devices, place)
             at = (stage.first, stage.last)
-            behind += sum(stage.devices)
-            trip = float(table.latency_ms[at]) + trip
-            most = max(most, float(table.load_ms[at]), self._window_factor(behind) * trip)
-            trip += float(table.incoming_ms[at])
+            replicas_behind += sum(stage.devices)
+            slope, intercept = self.tables.window(stage.devices, place, replicas_behind)
+            window_ms = slope[:, *at] * behind_ms + intercept[:, *at]
+            most = max(most, float(table.load_ms[at]), float(window_ms.max()))
+            behind_ms += float(table.latency_ms[at])
+            behind_ms += float(table.incoming_ms[at])
         return most
 
 

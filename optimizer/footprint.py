@@ -35,24 +35,20 @@ def overflows(
 
 
 def peak_bytes(plan: Plan, problem: Problem, stage: int, counts: Sequence[int]) -> list[int]:
-    """Return the peak of each replica of a stage, given the micro-batches that each is dealt.
-
-    The units in flight are the most that the schedule allows; its rows never hold more.
-    """
+    """Return the peak of each replica of a stage, given the micro-batches that each is dealt."""
     model = problem.inputs.model
     layers = [model.by_name[name] for name in plan.stages[stage].layers]
     parameters, trained = parameter_bytes(layers, model)
     exchanged, gradients = _exchanged_bytes(plan, problem, stage, layers)
-    allowed = units_allowed(plan.pipeline())[stage]
+    units = units_of(plan, stage, counts)
     peaks = []
-    for replica, count in zip(plan.stages[stage].replicas, counts, strict=True):
+    for replica, held in zip(plan.stages[stage].replicas, units, strict=True):
         graph = problem.inputs.graphs[replica.device_type]
         saved = sum(
             problem.saved_bytes(replica.device_type, graph.by_name[layer.name]) for layer in layers
         )
         if stage == len(plan.stages) - 1:
             saved += problem.loss_saved_bytes(replica.device_type)
-        units = count if plan.schedule == "gpipe" else min(count, allowed[replica.rank])
         peak = memory_bytes(
             parameter_bytes=parameters,
             trained_bytes=trained,
@@ -60,10 +56,19 @@ def peak_bytes(plan: Plan, problem: Problem, stage: int, counts: Sequence[int]) 
             unit_bytes=saved + exchanged,
             gradient_message_bytes=gradients,
             copies=problem.copies,
-            units=units,
+            units=held,
         )
         peaks.append(int(peak))
     return peaks
+
+
+def units_of(plan: Plan, stage: int, counts: Sequence[int]) -> list[int]:
+    """Return the most units that each replica of a stage may hold; the schedule's rows never hold more."""
+    if plan.schedule == "gpipe":
+        return list(counts)
+    allowed = units_allowed(plan.pipeline())[stage]
+    replicas = plan.stages[stage].replicas
+    return [min(allowed[r.rank], count) for r, count in zip(replicas, counts, strict=True)]
 
 
 def parameter_bytes(layers: Sequence[LayerNode], graph: LayerGraph) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from .cost import (
     memory_bytes,
     transfer_ms,
     units_held,
+    window_rounds,
 )
 from .intervals import Holdings, Times, Traffic, holdings_of, times_of, traffic_of
 from .problem import Problem
@@ -34,6 +35,8 @@ class StageTable:
     incoming_ms: FloatArray
     """Its messages from the stages before and the gradients back to them, if not within latency_ms."""
     load_ms: FloatArray
+    replica_ms: FloatArray
+    """(R, L + 1, L + 1): one micro-batch on each replica, in the order of the groups."""
     counts: IntArray
     """(R, L + 1, L + 1): micro-batches dealt to each replica, in the order of the groups."""
 
@@ -51,6 +54,7 @@ class StageTables:
         if len(self.places) > 1:
             self.places.append(problem.all_servers)
         self._tables: dict[tuple[Devices, int], StageTable] = {}
+        self._windows: dict[tuple[Devices, int, int], tuple[FloatArray, FloatArray]] = {}
         self._fits: dict[tuple[Devices, int, int], NDArray[np.bool_]] = {}
 
     @cached_property
@@ -116,7 +120,7 @@ class StageTables:
             most = counts.max(axis=0)
             link_ms = link_load_ms(problem.objective, most, np.maximum(forward_ms, backward_ms))
             load_ms = np.maximum(load_ms, link_ms)
-        return StageTable(latency_ms, incoming_ms, load_ms, counts)
+        return StageTable(latency_ms, incoming_ms, load_ms, replica_ms, counts)
 
     def _reduce_ms(self, devices: Devices) -> FloatArray:
         """Return the gradient sum: own parameters over the replicas, shared ones over the whole cluster."""
@@ -146,14 +150,31 @@ class StageTables:
         self, devices: Devices, place_before: int, replicas_behind: int
     ) -> NDArray[np.bool_]:
         problem = self.problem
-        counts = self.table(devices, place_before).counts
-        units = units_held(problem.schedule, counts, problem.num_microbatches, replicas_behind)
+        units = self._units(devices, place_before, replicas_behind)
         fits = np.ones((self.size + 1, self.size + 1), dtype=bool)
         for replica, device_type in enumerate(self.types_of(devices)):
             fits &= self.memory(device_type, units[replica].astype(float)) <= problem.memory_limit(
                 device_type
             )
         return fits
+
+    def window(
+        self, devices: Devices, place_before: int, replicas_behind: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return slope and intercept of each replica's window load (cost.window_rounds)."""
+        key = (devices, place_before, replicas_behind)
+        if key not in self._windows:
+            table = self.table(devices, place_before)
+            units = self._units(devices, place_before, replicas_behind)
+            self._windows[key] = window_rounds(
+                self.problem.objective, table.replica_ms, table.counts, units
+            )
+        return self._windows[key]
+
+    def _units(self, devices: Devices, place_before: int, replicas_behind: int) -> IntArray:
+        counts = self.table(devices, place_before).counts
+        problem = self.problem
+        return units_held(problem.schedule, counts, problem.num_microbatches, replicas_behind)
 
     def memory(self, device_type: str, units: FloatArray) -> FloatArray:
         """Return the bytes of every run of layers on a device type with some units in flight."""

@@ -212,7 +212,7 @@ def _random_inputs(
     outputs = [layers[-1].name] + (["l0"] if rng.random() < 0.3 else [])
     graphs = []
     for kind in dict.fromkeys(kind for groups in servers for kind, _ in groups):
-        factors = rng.uniform(1, 3, len(layers))
+        factors = rng.uniform(1, 3, len(layers)).tolist()
         slower = [
             with_fields(
                 layer,
