@@ -89,7 +89,8 @@ class LayerCost(Record):
     """The whole backward: gradients of the inputs and of the parameters."""
     output_bytes: int
     saved_bytes: int | None = None
-    """What autograd keeps for the backward; None: not measured."""
+    """What autograd keeps for the backward; None: not measured. Memory that several layers keep counts at
+    the first of them, parameters and buffers do not count: a stage keeps the sum, and what it receives."""
     input_gradient_ms: float | None = None
     weight_gradient_ms: float | None = None
     forward_spread_ms: float | None = None
@@ -159,6 +160,7 @@ class WholeStep(Record):
 
     batch_size: int
     forward_ms: float
+    """With the loss, if the task has one."""
     backward_ms: float
     update_ms: float
     """One step of the optimizer over all parameters."""

@@ -1,0 +1,125 @@
+"""Profiling: a task becomes a layer graph with the costs measured on one device."""
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from stagewright.document import InputError, with_fields
+from stagewright.graph import Emulation, LayerGraph, ModelIdentity
+from stagewright.task import Task
+
+from .measure import Repeats, measure
+from .trace import trace
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to profile on what."""
+
+    device_type: str
+    """The name that clusters know the device by."""
+    batch_sizes: tuple[int, ...]
+    """Micro-batch sizes."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    slowdown: float | None = None
+    """Multiplies all times: this device stands for a slower one. None: it stands for itself."""
+    seed: int = 0
+    limits: Repeats = field(default_factory=Repeats)
+
+
+def profile(
+    task: Task,
+    request: Request,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> LayerGraph:
+    """Return the layers of a task's model with what each costs.
+
+    Raises:
+        InputError: a number of the request is out of range, the device is not there or its memory is too
+            small, or the model cannot be traced or run.
+    """
+    batch_sizes = tuple(sorted(set(request.batch_sizes)))
+    if not batch_sizes or batch_sizes[0] < 1:
+        raise InputError(f"micro-batch sizes are {batch_sizes}, expected numbers from 1")
+    if request.limits.repeats < 1:
+        raise InputError(f"repeats is {request.limits.repeats}, expected at least 1")
+    if request.dtype not in DTYPES:
+        raise InputError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
+    emulation = _emulation(request.slowdown)
+    device = _device(request.device)
+    torch.manual_seed(request.seed)
+    model = task.build()
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(
+            f"task {task.name}: {task.factory} returns a {type(model).__name__}, expected an nn.Module"
+        )
+    try:
+        traced = trace(task, model.to(device, DTYPES[request.dtype]))
+        slowdown = 1.0 if emulation is None else emulation.slowdown
+        found = measure(traced, task, batch_sizes, request.limits, progress, slowdown)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{request.device}: its memory is too small for the micro-batch sizes {list(batch_sizes)}; "
+            "choose smaller ones"
+        ) from error
+    return LayerGraph(
+        model=ModelIdentity(
+            task=task.name, factory=task.factory, structure_sha256=traced.structure_sha256
+        ),
+        device_type=request.device_type,
+        device=device_description(device),
+        emulation=emulation,
+        dtype=request.dtype,
+        torch_version=str(torch.__version__),
+        batch_sizes=batch_sizes,
+        layers=tuple(with_fields(layer, costs=found.layers[layer.name]) for layer in traced.layers),
+        output=traced.output,
+        tied=traced.tied,
+        loss=found.loss,
+        whole=found.whole,
+    )
+
+
+def device_description(device: torch.device) -> str:
+    """Return what a device is, for people: the name of the GPU or of the processor."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, 1 thread"
+
+
+def _emulation(slowdown: float | None) -> Emulation | None:
+    try:
+        return None if slowdown is None else Emulation(slowdown=slowdown)
+    except ValueError as error:
+        raise InputError(f"--emulate-slowdown: {error}") from None
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        return torch.device("cuda", device.index or 0)
+    if name != "cpu":
+        raise InputError(
+            f"device is {name!r}, expected cpu or one of the {torch.cuda.device_count()} GPUs here (cuda:0)"
+        )
+    return device
