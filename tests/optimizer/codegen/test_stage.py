@@ -262,8 +262,6 @@ def every_cut(graph: LayerGraph) -> list[tuple[int, ...]]:
     length = len(chain_of(graph))
     rng = random.Random(5)
     singles: list[tuple[int, ...]] = [(cut,) for cut in range(1, length)]
-    if length > 40:
-        singles = rng.sample(singles, 30)
     several = [
         tuple(sorted(rng.sample(range(1, length), rng.randint(2, min(6, length - 1)))))
         for _ in range(6 if length > 3 else 0)

@@ -12,7 +12,8 @@ from stagewright.optimizer.codegen.targets import is_constructor, is_function, i
 COMPUTING_PYTHON_FUNCTIONS = {
     "eig", "solve", "symeig", "lstsq", "matrix_rank", "lobpcg", "quantized_gru", "quantized_lstm",
     "broadcast_shapes", "is_tensor", "is_storage", "is_grad_enabled", "is_inference_mode_enabled",
-    "is_warn_always_enabled", "is_deterministic_algorithms_warn_only_enabled", "are_deterministic_algorithms_enabled",
+    "is_warn_always_enabled", "is_deterministic_algorithms_warn_only_enabled",
+    "are_deterministic_algorithms_enabled",
     "device", "dtype", "layout", "memory_format", "qscheme", "finfo", "iinfo",
 }  # fmt: skip
 """Of torch, written in Python or harmless types and questions; reviewed one by one."""
@@ -69,7 +70,8 @@ def test_every_module_class_of_torch_nn_but_the_parallel_one_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["__class__", "_write", "numpy", "tofile", "apply_", "format", "view()", "a b", "", "x\n"]
+    "name",
+    ["__class__", "_write", "numpy", "tofile", "apply_", "format", "view()", "a b", "", "x\n"],
 )
 def test_no_method_that_leads_out_of_tensors_passes(name: str) -> None:
     assert not is_method(name)
