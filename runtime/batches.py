@@ -57,7 +57,7 @@ class MicrobatchData:
         device: torch.device,
         key: tuple[int | str, ...],
     ) -> None:
-        """key seeds what the dataset draws at random for a sample (augmentation)."""
+        """key and the micro-batch seed what the dataset draws at random (augmentation)."""
         self._dataset = dataset
         self._microbatches = microbatches
         self._inputs = {model_input.layer: model_input.key for model_input in inputs}
@@ -81,10 +81,8 @@ class MicrobatchData:
 
     def _load(self, microbatch: int) -> tuple[Any, Any]:
         if microbatch not in self._loaded:
-            samples = []
-            for index in self._microbatches[microbatch]:
-                with seeded(seed_of(*self._key, index)):
-                    samples.append(self._dataset[index])
+            with seeded(seed_of(*self._key, microbatch)):
+                samples = [self._dataset[index] for index in self._microbatches[microbatch]]
             if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:
                 raise InputError(
                     f"dataset: item is a {type(samples[0]).__name__}, expected (input, target)"

@@ -83,7 +83,9 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
     for step in range(history.first_step, last):
         epoch, position = divmod(step, order.steps_per_epoch)
         microbatches = [order.indices(epoch, position, m) for m in range(plan.num_microbatches)]
-        own_losses.append(session.train_step(_data(session, dataset, microbatches, epoch), step))
+        own_losses.append(
+            session.train_step(_data(session, dataset, microbatches, epoch, position), step)
+        )
         bar.update()
         ends_epoch = position + 1 == order.steps_per_epoch or step + 1 == last
         if ends_epoch:
@@ -114,7 +116,7 @@ def describe(result: EpochResult) -> str:
 
 
 def _data(
-    session: Session, dataset: Any, microbatches: list[Any], key: int | str
+    session: Session, dataset: Any, microbatches: list[Any], *key: int | str
 ) -> MicrobatchData:
     return MicrobatchData(
         dataset,
@@ -122,7 +124,7 @@ def _data(
         session.plan.inputs,
         session.dtype,
         session.world.device,
-        (session.settings.seed, key, "sample"),
+        (session.settings.seed, *key, "sample"),
     )
 
 

@@ -1,6 +1,7 @@
 """The command line: `stagewright TOOL ...` imports only the tool asked for and runs its main."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,9 @@ def run(
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output has gone, as in `| head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left of the output goes nowhere
+        return 141
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

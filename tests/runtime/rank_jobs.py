@@ -24,7 +24,7 @@ def step_data(session: Session, step: int) -> MicrobatchData:
     dataset = session.task.function("dataset")("train")
     order = DataOrder(len(dataset), plan.microbatch_size, plan.num_microbatches, seed)
     microbatches = [order.indices(0, step, m) for m in range(plan.num_microbatches)]
-    key = (seed, 0, "sample")
+    key = (seed, 0, step, "sample")
     return MicrobatchData(dataset, microbatches, plan.inputs, session.dtype, world_device(), key)
 
 
