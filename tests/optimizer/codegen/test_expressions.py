@@ -39,7 +39,7 @@ leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
     st.text(), st.just(LayerRef(name="a")),
     st.sampled_from(sorted(DTYPE_BYTES)).map(lambda name: TorchConstant(name=name)),
-    st.sampled_from(["inf", "-inf", "ellipsis"]).map(lambda name: SpecialValue(name=name)),
+    st.builds(SpecialValue, name=st.sampled_from(["inf", "-inf", "ellipsis"])),
 )  # fmt: skip
 arguments = st.recursive(
     leaves,

@@ -113,7 +113,8 @@ class Bare(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inputs(x * self.scale + self.shift) * self.fixed
-        y = y @ self.inner.outputs[0].masked_fill(self.mask, float("-inf")).softmax(-1)
+        matrix: Tensor = self.inner.outputs[0]  # type: ignore[index, assignment]
+        y = y @ matrix.masked_fill(self.mask, float("-inf")).softmax(-1)
         return self.before_random(self.outputs(y)) * self.scale  # type: ignore[no-any-return]
 
 
@@ -154,7 +155,7 @@ class Shapes(nn.Module):
         batch, time, _ = x.shape
         y, (state, _) = self.lstm(self.linear(x))
         y = torch.cat([y, y[:, 0:1].expand(batch, time, 3)], dim=-1)
-        left, right = y.split(3, dim=2)
+        left, right = y.split(3, dim=2)  # type: ignore[no-untyped-call]
         steps = torch.arange(time, device=x.device, dtype=x.dtype)
         flat = (left * right + steps[None, :, None]).view(batch * time, -1)
         top, where = flat.reshape(batch, -1).max(dim=1)
