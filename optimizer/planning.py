@@ -81,7 +81,7 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         if solution is not None:
             found.append((solution, problem))
     if not found:
-        raise explain(problems[0])
+        raise _why_nothing_fits(problems[0], request)
     solution, problem = min(found, key=lambda pair: pair[0].value_ms)
     bound_ms = min(other.bound_ms for other, _ in found)
     seconds = time.perf_counter() - started
@@ -140,6 +140,10 @@ def _microbatch_sizes(inputs: Inputs, request: Request) -> list[int]:
             f"{path}: --batch-size {request.batch_size} is no multiple of the micro-batch sizes "
             f"{measured}; choose a multiple of one of them"
         )
+    if request.given is not None:
+        # Smaller micro-batches are more: keep the sizes that give every replica at least one.
+        most = max(request.given.replicas)
+        sizes = [size for size in sizes if request.batch_size // size >= most] or sizes
     return sizes
 
 
@@ -166,7 +170,7 @@ def _solve(problem: Problem, request: Request) -> Solution | None:
     tables = StageTables(problem)
     prediction = predict(draft(tables, choices), problem)
     if prediction.score.overflows:
-        raise explain(problem, prediction)
+        return None
     return Solution(
         solver="given by the user",
         stages=choices,
@@ -174,6 +178,14 @@ def _solve(problem: Problem, request: Request) -> Solution | None:
         bound_ms=0.0,
         space="the one plan that the user gave",
         evaluated=1,
+    )
+
+
+def _why_nothing_fits(problem: Problem, request: Request) -> InputError:
+    if request.given is None:
+        return explain(problem)
+    return explain(
+        problem, predict(draft(StageTables(problem), request.given.choices(problem)), problem)
     )
 
 
