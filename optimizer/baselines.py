@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass
 
+from stagewright.document import with_fields
+from stagewright.plan import Plan
+
 from .assemble import draft, predict
 from .problem import Problem, StageChoice
 from .tables import Devices, StageTables
+
+SPEED_SHARES = "data parallel over all, shares by speed"
+EQUAL_SHARES = "data parallel over all, equal shares"
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,30 @@ def baselines_of(tables: StageTables) -> tuple[Baseline, ...]:
     }
     if 1 < problem.num_devices <= problem.num_microbatches:
         everything = tuple(len(group.slots) for group in problem.groups)
-        plans["data parallel over all, shares by speed"] = (StageChoice(0, size, everything),)
+        plans[SPEED_SHARES] = (StageChoice(0, size, everything),)
     if min(problem.num_devices, size) > 1:
         plans["even split of the layers"] = _even_split(problem, size)
     found = []
     for name, choices in plans.items():
-        prediction = predict(draft(tables, choices), problem)
-        fits = not prediction.score.overflows
-        found.append(Baseline(name, prediction.timeline.step_ms, fits))
+        plan = draft(tables, choices)
+        found.append(_baseline(name, plan, problem))
+        if name == SPEED_SHARES:
+            found.append(_baseline(EQUAL_SHARES, _with_equal_shares(plan), problem))
     return tuple(found)
+
+
+def _baseline(name: str, plan: Plan, problem: Problem) -> Baseline:
+    prediction = predict(plan, problem)
+    return Baseline(name, prediction.timeline.step_ms, not prediction.score.overflows)
+
+
+def _with_equal_shares(plan: Plan) -> Plan:
+    """Return a plan whose replicas take turns, fast or slow."""
+    stages = tuple(
+        with_fields(stage, replicas=tuple(with_fields(r, share=1) for r in stage.replicas))
+        for stage in plan.stages
+    )
+    return with_fields(plan, stages=stages)
 
 
 def _one_of(problem: Problem, device_type: str) -> Devices:

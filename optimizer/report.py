@@ -69,6 +69,15 @@ def _notes(result: Result) -> list[str]:
     if result.idle and plan.proof.lower_bound > 0:
         idle = ", ".join(f"{count} x {kind}" for kind, count in Counter(result.idle).items())
         notes.append(f"fewer devices do as well: {idle} stay idle, using them would not be faster")
+    for baseline in result.baselines:
+        faster = baseline.fits and baseline.step_ms < plan.predicted_step_ms * (1 - 1e-9)
+        if faster and problem.objective == "step-time":
+            notes.append(
+                f"the simulator predicts {baseline.step_ms:.3f} ms for {baseline.name}, less than for this "
+                "plan, which is best under the closed formula"
+                if plan.proof.lower_bound > 0
+                else f"{baseline.name} is predicted to be faster than the given stages"
+            )
     measured = {
         kind: whole.update_optimizer
         for kind, graph in problem.inputs.graphs.items()

@@ -42,7 +42,7 @@ def test_json_is_one_object_that_agrees_with_the_plan(
     assert ranks == [[r.rank] for stage in plan.stages for r in stage.replicas]
     assert report["emulated"] == plan.slowdowns
     names = [baseline["name"] for baseline in report["baselines"]]
-    assert [name.split()[0] for name in names] == ["one", "data", "even"]
+    assert [name.split()[0] for name in names] == ["one", "data", "data", "even"]
 
 
 def test_every_solver_and_objective_agree_on_the_command_line(
