@@ -122,6 +122,7 @@ def _observe_call(model: nn.Module, node: fx.Node, run: _Run, devices: list[int]
             f"{place_of_node(node)}: layer {node.name!r} ({node.target}) fails on the example input: "
             f"{type(error).__name__}: {first_line(error)}; correct the model or example_input"
         ) from error
+    _demand_independent_of_values(node, value, run)
     drawn = any(not torch.equal(a, b) for a, b in zip(states, _random_states(devices), strict=True))
     changed = [
         other for other, versions in before.items() if versions != _versions(run.values[other])
@@ -137,6 +138,31 @@ def _observe_call(model: nn.Module, node: fx.Node, run: _Run, devices: list[int]
         overwritten_is_used_later=is_used_later,
         random=drawn,
     )
+
+
+def _demand_independent_of_values(node: fx.Node, value: Any, run: _Run) -> None:
+    """Check that a number made from tensors follows from their shapes: without values it is the same.
+
+    Raises:
+        InputError: it does not; such a number would be a constant in the graph.
+    """
+    made_by_call = node.op in ("call_function", "call_method")
+    if not made_by_call or value is None or isinstance(value, torch.device):
+        return
+    if any(True for _ in tensors_in(value)):
+        return
+    shapes = {other: without_data(run.values[other]) for other in node.all_input_nodes}
+    if not any(True for _ in tensors_in(list(shapes.values()))):
+        return
+    try:
+        is_same = bool(execute(nn.Module(), node, shapes) == value)
+    except (RuntimeError, NotImplementedError):
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"{place_of_node(node)}: layer {node.name!r} ({node.target}) makes a Python value from the "
+            "values of tensors, which differ from step to step; compute with tensors instead"
+        )
 
 
 def _versions(value: Any) -> list[int]:

@@ -23,8 +23,9 @@ FACTORIES: tuple[Callable[..., Any], ...] = (
 SOURCE = "stagewright_source"
 """Key in a node's meta: the user's file and line."""
 REWRITE = (
-    "write it without control flow or Python numbers that depend on the values of tensors (torch.where), or "
-    "put it into an nn.Module whose class has stagewright_layer = True: that module is one layer then"
+    "write it without Python control flow on tensors, their values or their sizes (torch.where, or numbers "
+    "from the constructor), or put it into an nn.Module whose class has stagewright_layer = True: that "
+    "module is one layer then"
 )
 _FOREIGN = (
     str(Path(torch.__file__).parent),
@@ -68,7 +69,13 @@ class LayerTracer(fx.Tracer):
 
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         node = super().create_node(*arguments, **options)
-        node.meta[SOURCE] = _place_of_frame(sys._getframe(1))
+        place = _place_of_frame(sys._getframe(1))
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled():
+            raise InputError(
+                f"{place}: a part of the forward is under no_grad or autocast, which a trace does not hold; "
+                "use detach(), or put it into an nn.Module whose class has stagewright_layer = True"
+            )
+        node.meta[SOURCE] = place
         return node
 
 
@@ -86,11 +93,12 @@ def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any]) -> fx.Graph:
             "wrap it in nn.Sequential, and build what has several layers of smaller modules"
         )
     try:
-        return tracer.trace(model)
+        with torch.enable_grad():
+            return tracer.trace(model)
+    except InputError:
+        raise
     except Exception as error:
-        if isinstance(error, InputError):
-            raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error).split('. ')[0]}"
         raise InputError(
             f"{place_of_error(error)}: cannot be traced: {reason}; {REWRITE}"
         ) from error

@@ -73,8 +73,8 @@ def trace(task: Task, model: nn.Module, batch_size: int = TRACED_BATCH_SIZE) -> 
     sizes = (batch_size, batch_size + 1)
     examples = [inputs_of(task, size, model) for size in sizes]
     calls = trace_calls(model, examples[0])
-    _demand_same_in_evaluation(model, calls, examples[0])
     _demand_registered_tensors(model, calls)
+    _demand_same_in_evaluation(model, calls, examples[0])
     first, second = (observe(model, calls, example) for example in examples)
     builder = _Builder(model, calls, tuple(examples[0]), (first, second), sizes)
     return builder.build()

@@ -1,5 +1,7 @@
 """Tracing: the layers, replayed from their own data, compute what the model computes."""
 
+import importlib
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +12,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stagewright.document import InputError
-from stagewright.graph import AttributeOperation, FunctionOperation, ModuleOperation
+from stagewright.graph import (
+    AttributeOperation,
+    FunctionOperation,
+    InputOperation,
+    MethodOperation,
+    ModuleOperation,
+)
+from stagewright.profiler.observe import tensors_in
 from stagewright.profiler.trace import TracedModel, trace
 from stagewright.task import Task
-from stagewright.value import LayerRef, NumberSpec, PerSample, TensorSpec
+from stagewright.value import (
+    LayerRef,
+    MappingArgument,
+    NumberSpec,
+    PerSample,
+    SequenceArgument,
+    SliceArgument,
+    SpecialValue,
+    TensorSpec,
+    TorchConstant,
+)
 
 
 def task_of(build: Callable[[], nn.Module], example_input: Callable[[int], Any]) -> Task:
@@ -196,9 +215,26 @@ class Squared(nn.Module):
         )
 
 
+class ValueAsNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.item()
+
+
+class WithoutGradient(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x * 2
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (ValueAsNumber(), r"test_trace.py:\d+: layer 'item' .*from the values of tensors"),
+        (WithoutGradient(), r"test_trace.py:\d+: .*under no_grad"),
         (Branching(), r"test_trace.py:\d+: cannot be traced: .*control flow.*torch.where"),
         (ModeDependent(), r"test_trace.py:\d+: layer 'dropout' is called differently"),
         (Constant(), r"test_trace.py:\d+: .*'table'.*register it as a buffer"),
@@ -212,6 +248,79 @@ def test_what_cannot_be_traced_is_named_by_line(model: nn.Module, message: str) 
     with pytest.raises(InputError, match=message) as caught:
         traced(model, 4)
     assert "\n" not in str(caught.value)
+
+
+class Varied(nn.Module):
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 4, batch_first=True)
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 1.0]))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        states, (hidden, _) = self.rnn(x.unsqueeze(1))
+        places = torch.arange(x.size(1), device=x.device)
+        masked = x.masked_fill(self.mask[: x.size(1)] == 0, float("-inf"))
+        low, high = states[..., ::2].to(torch.float64).chunk(2, dim=-1)
+        return {
+            "all": [torch.cat([low, high], dim=-1), hidden[-1].new_zeros(x.shape) + places],
+            "largest": masked.softmax(-1).max(dim=1).values,
+        }
+
+
+def _value(traced: TracedModel, argument: Any, inputs: list[Tensor]) -> Any:
+    """Return the value of an argument: an interpreter of the layers' data, apart from the fx graph."""
+    values: dict[str, Any] = {}
+
+    def of(item: Any) -> Any:
+        if isinstance(item, LayerRef):
+            return values[item.name]
+        if isinstance(item, SequenceArgument):
+            made = [of(part) for part in item.items]
+            return made if item.type == "list" else tuple(made)
+        if isinstance(item, MappingArgument):
+            return {key: of(part) for key, part in item.items.items()}
+        if isinstance(item, SliceArgument):
+            return slice(of(item.start), of(item.stop), of(item.step))
+        if isinstance(item, SpecialValue):
+            return ... if item.name == "ellipsis" else float(item.name)
+        if isinstance(item, TorchConstant):
+            kind, _, name = item.name.partition(":")
+            return torch.device(name) if kind == "device" else getattr(torch, item.name)
+        return item
+
+    for layer in traced.layers:
+        operation = layer.operation
+        arguments = [of(item) for item in layer.arguments]
+        keywords = {key: of(item) for key, item in layer.keyword_arguments.items()}
+        if isinstance(operation, InputOperation):
+            values[layer.name] = inputs[int(operation.key)]
+        elif isinstance(operation, ModuleOperation):
+            values[layer.name] = traced.model.get_submodule(operation.path)(*arguments, **keywords)
+        elif isinstance(operation, AttributeOperation):
+            values[layer.name] = operator.attrgetter(operation.path)(traced.model)
+        elif isinstance(operation, MethodOperation):
+            values[layer.name] = getattr(arguments[0], operation.name)(*arguments[1:], **keywords)
+        else:
+            assert isinstance(operation, FunctionOperation)
+            home, _, name = operation.target.rpartition(".")
+            values[layer.name] = getattr(importlib.import_module(home), name)(
+                *arguments, **keywords
+            )
+    return of(argument)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_layers_as_data_compute_what_the_model_computes(batch_size: int) -> None:
+    model = Varied()
+    result = traced(model, 4)
+    x = torch.randn(batch_size, 4)
+    expected, found = model(x), _value(result, result.output, [x])
+    assert expected.keys() == found.keys()
+    for key in expected:
+        for first, second in zip(tensors_in(expected[key]), tensors_in(found[key]), strict=True):
+            assert torch.equal(first, second)
 
 
 def test_a_module_marked_as_layer_may_branch() -> None:
