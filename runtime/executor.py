@@ -45,6 +45,8 @@ class Measurement:
     """Between the end of the action before and the start of this one's computation."""
     start_s: float
     end_s: float
+    device_s: float
+    """What the device itself spent, times the emulated slowdown: without waits for a shared processor."""
 
 
 class Executor:
@@ -100,9 +102,10 @@ class Executor:
                 message = instruction.message
                 self._exchange.post(message, batches.size_of(message.microbatch))
             else:
-                start_s = self._compute(pipeline, instruction, batches, step, finish)
+                start_s, device_s = self._compute(pipeline, instruction, batches, step, finish)
                 end_s = time.perf_counter()
-                measurements.append(Measurement(instruction, start_s - finished_s, start_s, end_s))
+                waited_s = start_s - finished_s
+                measurements.append(Measurement(instruction, waited_s, start_s, end_s, device_s))
                 finished_s = end_s
         self._exchange.drain()
         return measurements
@@ -114,8 +117,8 @@ class Executor:
         batches: Batches,
         step: int,
         finish: Finish | None,
-    ) -> float:
-        """Run one action and return when its computation started."""
+    ) -> tuple[float, float]:
+        """Run one action; return when its computation started and what the device spent."""
         stage, microbatch = self.stages[action.stage], action.microbatch
         arrived = {message.edge: self._take(message) for message in messages_to(pipeline, action)}
         if action.kind == "F":
@@ -133,14 +136,14 @@ class Executor:
             gradients = {edge.target: tensors for edge, tensors in arrived.items()}
             start_s, cpu_s = time.perf_counter(), time.thread_time()
             outgoing = stage.backward(microbatch, gradients)
-        self.emulate(start_s, cpu_s)
+        device_s = self.emulate(start_s, cpu_s)
         for message in messages_from(pipeline, action):
             tensors = outgoing[message.edge.target if message.forward else message.edge.source]
             if message.sender == message.receiver:
                 self._local[message] = [tensor.detach() for tensor in tensors]
             else:
                 self._outgoing[message] = tensors
-        return start_s
+        return start_s, device_s
 
     def _take(self, message: Message) -> list[torch.Tensor]:
         """Return the tensors of a message from another rank or from another stage of this one."""
@@ -148,8 +151,10 @@ class Executor:
             return self._local.pop(message)
         return self._exchange.receive(message)
 
-    def emulate(self, start_s: float, cpu_s: float) -> None:
+    def emulate(self, start_s: float, cpu_s: float) -> float:
         """Wait for the device, then sleep as much longer as the emulated device would have computed.
+
+        Return what the emulated device spent, in seconds.
 
         Args:
             start_s: time.perf_counter at the start of the computation.
@@ -162,3 +167,4 @@ class Executor:
             spent_s = time.thread_time() - cpu_s
         if self._slowdown > 1:
             time.sleep(spent_s * (self._slowdown - 1))
+        return spent_s * self._slowdown

@@ -33,6 +33,8 @@ class ReplicaReport(Record):
     measured_update_ms: float | None
     measured_idle_share: float | None
     """Part of the steps in which the rank computed nothing."""
+    measured_contention: float | None
+    """Time of its computations over what its device spent on them; above 1 where ranks share a processor."""
 
 
 class RunReport(Record):
@@ -76,16 +78,20 @@ def _own_measurements(session: Session) -> dict[str, Any]:
     measured = session.measured
     row = session.plan.rows.rows[session.world.rank]
     actions: dict[str, list[float]] = defaultdict(list)
-    for item in measured.actions[WARM_UP_STEPS * len(row) :]:
+    counted = measured.actions[WARM_UP_STEPS * len(row) :]
+    device_ms = sum(item.device_s for item in counted) * 1e3
+    for item in counted:
         actions[f"{item.action.stage}{item.action.kind}"].append((item.end_s - item.start_s) * 1e3)
     steps_ms = [step_s * 1e3 for step_s in measured.step_s[WARM_UP_STEPS:]]
     update_ms = [s * 1e3 for s in measured.update_s[WARM_UP_STEPS:]]
-    busy_ms = sum(map(sum, actions.values())) + sum(update_ms)
+    computing_ms = sum(map(sum, actions.values()))
+    busy_ms = computing_ms + sum(update_ms)
     return {
         "actions": {name: _median(times) for name, times in actions.items()},
         "steps_ms": steps_ms,
         "reduce_ms": _median([s * 1e3 for s in measured.reduce_s[WARM_UP_STEPS:]]),
         "update_ms": _median(update_ms),
+        "contention": computing_ms / device_ms if device_ms else None,
         "idle": 1 - busy_ms / sum(steps_ms) if steps_ms else None,
     }
 
@@ -109,6 +115,7 @@ def _replica_report(
         predicted_update_ms=predicted.update_ms,
         measured_update_ms=measured["update_ms"],
         measured_idle_share=measured["idle"],
+        measured_contention=measured["contention"],
     )
 
 
@@ -120,18 +127,20 @@ def format_report(report: RunReport) -> str:
     """Return the report as a table for people."""
     lines = [
         "Medians in ms, predicted (before the run) / measured (in it); a device type marked x is emulated:",
-        "stage  rank  device type       forward/microbatch  backward/microbatch    update/step   idle",
+        "stage  rank  device type       forward/microbatch  backward/microbatch    update/step"
+        "   idle  contention",
     ]
     for r in report.replicas:
         mark = (
             f"{r.device_type} (x{r.emulated_slowdown:g})" if r.emulated_slowdown else r.device_type
         )
         idle = "-" if r.measured_idle_share is None else f"{r.measured_idle_share:.0%}"
+        contention = "-" if r.measured_contention is None else f"x{r.measured_contention:.2f}"
         lines.append(
             f"{r.stage:5}  {r.rank:4}  {mark:16} "
             f"{_pair(r.predicted_forward_ms, r.measured_forward_ms):>19}  "
             f"{_pair(r.predicted_backward_ms, r.measured_backward_ms):>19}  "
-            f"{_pair(r.predicted_update_ms, r.measured_update_ms):>13}  {idle:>5}"
+            f"{_pair(r.predicted_update_ms, r.measured_update_ms):>13}  {idle:>5}  {contention:>10}"
         )
     if report.measured_step_ms is not None:
         ratio = report.measured_step_ms / report.predicted_step_ms
