@@ -23,8 +23,9 @@ def make_schedule(name: str, pipeline: Pipeline) -> Schedule:
     """Return the rows of a schedule with flush.
 
     gpipe: every rank runs all its forwards, then all its backwards.
-    1f1b: a rank prefers a backward whenever one is ready, and holds at most as many units as the replicas
-    behind it need to stay busy (`units_allowed`).
+    1f1b: a rank runs a forward while it holds fewer units than the replicas behind it need to stay busy
+    (`units_allowed`), else a backward. (Two backwards in a row, where replicas finish together, would starve
+    one of them.)
 
     Raises:
         InputError: there is no schedule of that name.
@@ -122,6 +123,13 @@ def _choose(
     forwards_first: bool,
 ) -> Action | None:
     """Return the action that a free rank starts now; None if nothing is ready. Later stages go first."""
+    for stage in sorted(state.forwards, reverse=True):
+        held = state.num_forwards[stage] - state.num_backwards[stage]
+        if state.num_forwards[stage] < len(state.forwards[stage]) and held < allowed[stage][rank]:
+            action = Action(stage, "F", state.forwards[stage][state.num_forwards[stage]])
+            if is_ready(pipeline, action, done):
+                state.num_forwards[stage] += 1
+                return action
     backwards_may_start = not (forwards_first and state.forwards_left())
     if backwards_may_start:
         for stage in sorted(state.forwards, reverse=True):
@@ -130,13 +138,6 @@ def _choose(
                 if is_ready(pipeline, action, done):
                     state.num_backwards[stage] += 1
                     return action
-    for stage in sorted(state.forwards, reverse=True):
-        held = state.num_forwards[stage] - state.num_backwards[stage]
-        if state.num_forwards[stage] < len(state.forwards[stage]) and held < allowed[stage][rank]:
-            action = Action(stage, "F", state.forwards[stage][state.num_forwards[stage]])
-            if is_ready(pipeline, action, done):
-                state.num_forwards[stage] += 1
-                return action
     return None
 
 
