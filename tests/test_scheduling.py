@@ -152,6 +152,13 @@ def test_no_rank_idles_in_the_steady_state_of_a_balanced_chain() -> None:
     assert "".join(action.kind for action in actions) == "FB" * 6
 
 
+def test_replicas_that_finish_together_are_fed_in_turn() -> None:
+    stages = ((Worker(0, 1),), (Worker(1, 1), Worker(2, 1)))
+    rows = make_schedule("1f1b", Pipeline(stages, (Edge(0, 1),), 6)).rows
+    row = " ".join(str(action)[1:] for action in rows[0])
+    assert row == "F0 F1 F2 B0 F3 B1 F4 B2 F5 B3 B4 B5"
+
+
 def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="schedule is 'zigzag', expected one of gpipe, 1f1b"):
         make_schedule("zigzag", chain(1, num_microbatches=1))
