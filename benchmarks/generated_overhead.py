@@ -140,19 +140,18 @@ def row_of(name: str, batch_size: int, device: str, repeats: int) -> dict[str, A
     }
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a table."""
-    lines = [
-        "| model | micro-batch | original ms | generated ms | ratio | quartiles | repeats |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['model']} | {row['batch_size']} | {row['original_ms']:.2f} | "
-            f"{row['generated_ms']:.2f} | **{row['ratio']:.3f}** | "
-            f"{row['low']:.3f} to {row['high']:.3f} | {row['repeats']} |"
-        )
-    return "\n".join(lines)
+HEAD = """\
+| model | micro-batch | original ms | generated ms | ratio | quartiles | repeats |
+|---|--:|--:|--:|--:|--:|--:|"""
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    return (
+        f"| {row['model']} | {row['batch_size']} | {row['original_ms']:.2f} | "
+        f"{row['generated_ms']:.2f} | **{row['ratio']:.3f}** | "
+        f"{row['low']:.3f} to {row['high']:.3f} | {row['repeats']} |"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     cases = CASES if args.device == "cpu" else CASES_ON_GPU
-    print(markdown([row_of(n, size, args.device, args.repeats) for n, size in cases.items()]))
+    print(HEAD)
+    for name, batch_size in cases.items():
+        print(line_of(row_of(name, batch_size, args.device, args.repeats)), flush=True)
     return 0
 
 

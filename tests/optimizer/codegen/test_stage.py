@@ -113,7 +113,7 @@ class Bare(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inputs(x * self.scale + self.shift) * self.fixed
-        matrix: Tensor = self.inner.outputs[0]  # type: ignore[index, assignment]
+        matrix: Tensor = self.inner.outputs[0]  # type: ignore[index]
         y = y @ matrix.masked_fill(self.mask, float("-inf")).softmax(-1)
         return self.before_random(self.outputs(y)) * self.scale  # type: ignore[no-any-return]
 
