@@ -54,23 +54,33 @@ def total_of(losses_by_rank: list[Mapping[int, float]]) -> float:
     return sum(loss for losses in losses_by_rank for loss in losses.values())
 
 
-CASES = [
-    # task, replicas of each stage (a list: their shares), micro-batches, schedule
-    ("mlp", [1, 1], 4, "1f1b"),
-    ("digits_cnn", [3, 1], 5, "1f1b"),
-    ("digits_cnn", [1, 2], 4, "gpipe"),
-    ("digits_cnn", [1, 1, 1, 1], 6, "1f1b"),
-    ("digits_cnn", [2, 2], 3, "gpipe"),
-    ("digits_cnn", [4], 5, "1f1b"),
-    ("resnet", [1, 1, 1], 4, "1f1b"),
-    ("resnet", [1, 3], 7, "1f1b"),
-    ("resnet", [2, 1, 1], 1, "1f1b"),
-    ("resnet", [1, 1, 1, 1], 3, "gpipe"),
-    ("gpt.py:build_without_dropout", [1, 1], 4, "gpipe"),
-    ("gpt.py:build_without_dropout", [2, 1, 1], 5, "1f1b"),
-    ("gpt.py:build_without_dropout", [1, 2, 1], 3, "1f1b"),
+MODELS = ("digits_cnn", "resnet", "gpt.py:build_without_dropout")
+
+
+def replica_mixes(num_ranks: int) -> list[list[int]]:
+    """Return every way to give a number of ranks to stages in order: [3], [2, 1], [1, 2], [1, 1, 1]."""
+    if not num_ranks:
+        return [[]]
+    return [
+        [first, *rest]
+        for first in range(num_ranks, 0, -1)
+        for rest in replica_mixes(num_ranks - first)
+    ]
+
+
+EVERY_MIX = [mix for num_ranks in range(1, 5) for mix in replica_mixes(num_ranks)]
+CASES: list[tuple[str, list[Any], int, str]] = [
+    *(
+        (model, mix, 3 + index % 3, ("1f1b", "gpipe")[index % 2])
+        for model in MODELS
+        for index, mix in enumerate(EVERY_MIX)
+    ),
+    # unequal shares, more replicas than micro-batches, a single micro-batch
     ("gpt.py:build_without_dropout", [[2, 1], 1], 6, "1f1b"),
     ("digits_cnn", [[1, 2], [1, 1]], 7, "1f1b"),
+    ("resnet", [[3, 1], 1], 5, "gpipe"),
+    ("digits_cnn", [4], 3, "1f1b"),
+    ("resnet", [2, 1, 1], 1, "1f1b"),
 ]
 
 
