@@ -10,10 +10,10 @@ from stagewright.document import with_fields
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Stage
 
 from .borders import borders_of, inputs_of, stage_layers, stages_that_share_parameters
-from .evaluate import Score, score
+from .costs.evaluate import Score, score
+from .costs.tables import StageTables
 from .problem import Problem, StageChoice
-from .simulate import Timeline, simulate
-from .tables import StageTables
+from .simulation.simulate import Timeline, simulate
 
 _UNKNOWN = ReplicaPrediction(
     forward_ms=math.nan,

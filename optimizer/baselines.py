@@ -6,8 +6,8 @@ from stagewright.document import with_fields
 from stagewright.plan import Plan
 
 from .assemble import draft, predict
+from .costs.tables import Devices, StageTables
 from .problem import Problem, StageChoice
-from .tables import Devices, StageTables
 
 SPEED_SHARES = "data parallel over all, shares by speed"
 EQUAL_SHARES = "data parallel over all, equal shares"

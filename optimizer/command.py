@@ -10,12 +10,12 @@ from pathlib import Path
 
 from stagewright.scheduling import SCHEDULES
 
-from .cost import STATE_COPIES
+from .costs.cost import STATE_COPIES
 from .given import GivenStages
 from .load import load_inputs
 from .planning import OBJECTIVES, SOLVERS, Request, optimize
 from .report import report_of, text_of
-from .trace_file import write_trace
+from .simulation.trace_file import write_trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,10 +6,10 @@ import numpy as np
 
 from stagewright.document import InputError
 
-from . import exact
 from .assemble import Prediction, draft, predict
+from .costs.tables import StageTables
 from .problem import Problem
-from .tables import StageTables
+from .solvers import exact
 
 
 def explain(problem: Problem, given: Prediction | None = None) -> InputError:

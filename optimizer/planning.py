@@ -11,16 +11,16 @@ from stagewright.document import InputError, with_fields
 from stagewright.plan import Plan, Proof
 from stagewright.scheduling import SCHEDULES
 
-from . import brute_force, exact
 from .assemble import Prediction, draft, predict
 from .baselines import Baseline, baselines_of
-from .cost import Objective, Overlap, state_copies
+from .costs.cost import Objective, Overlap, state_copies
+from .costs.tables import StageTables
 from .given import GivenStages
 from .infeasible import explain
 from .load import Inputs
 from .problem import Problem
-from .solution import Solution
-from .tables import StageTables
+from .solvers import brute_force, exact
+from .solvers.solution import Solution
 
 SOLVERS: Mapping[str, Callable[[Problem], Solution | None]] = {
     "exact": exact.solve,

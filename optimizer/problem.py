@@ -8,7 +8,7 @@ from stagewright.document import InputError
 from stagewright.graph import LayerGraph, LayerNode, unique_parameters
 
 from .borders import chain_of
-from .cost import Objective, Overlap, state_copies
+from .costs.cost import Objective, Overlap, state_copies
 from .load import Inputs
 
 

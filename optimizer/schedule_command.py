@@ -14,9 +14,9 @@ from stagewright.program import check
 
 from .borders import stages_that_share_parameters
 from .load import load_inputs_of_plan
-from .picture import write_picture
-from .simulate import Timeline, simulate
-from .trace_file import write_trace
+from .simulation.picture import write_picture
+from .simulation.simulate import Timeline, simulate
+from .simulation.trace_file import write_trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:

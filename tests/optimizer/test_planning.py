@@ -7,11 +7,11 @@ import pytest
 
 from stagewright.document import InputError, with_fields
 from stagewright.graph import ExternalOperation, LayerGraph, LayerNode
-from stagewright.optimizer import exact
 from stagewright.optimizer.given import GivenStages
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, Result, optimize
 from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.solvers import exact
 from stagewright.plan import Plan
 
 MakeLayer = Callable[..., LayerNode]

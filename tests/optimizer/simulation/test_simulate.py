@@ -9,12 +9,12 @@ import pytest
 from stagewright.cluster import Link
 from stagewright.graph import LayerGraph, LayerNode
 from stagewright.optimizer.assemble import Prediction, draft, predict
-from stagewright.optimizer.brute_force import every_plan
-from stagewright.optimizer.evaluate import score
-from stagewright.optimizer.footprint import units_of
+from stagewright.optimizer.costs.evaluate import score
+from stagewright.optimizer.costs.footprint import units_of
+from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem, StageChoice
-from stagewright.optimizer.tables import StageTables
+from stagewright.optimizer.solvers.brute_force import every_plan
 
 MakeLayer = Callable[..., LayerNode]
 MakeGraph = Callable[..., LayerGraph]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from stagewright.graph import AttributeOperation, LayerGraph, LayerNode
+from stagewright.optimizer.borders import spec_of
+from stagewright.optimizer.problem import Problem, trained_bytes
 from stagewright.value import tensors_of
 
-from .borders import spec_of
 from .cost import FloatArray, update_ms
-from .problem import Problem, trained_bytes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 from stagewright.cluster import Link
 from stagewright.document import InputError
-from stagewright.optimizer.cost import (
+from stagewright.optimizer.costs.cost import (
     deal_counts,
     gradient_sum_ms,
     memory_bytes,

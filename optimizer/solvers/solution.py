@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .problem import Problem, StageChoice
+from stagewright.optimizer.problem import Problem, StageChoice
 
 
 @dataclass(frozen=True, kw_only=True)

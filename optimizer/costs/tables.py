@@ -7,6 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.optimizer.problem import Problem
+
 from .cost import (
     FloatArray,
     IntArray,
@@ -20,7 +22,6 @@ from .cost import (
     window_rounds,
 )
 from .intervals import Holdings, Times, Traffic, holdings_of, times_of, traffic_of
-from .problem import Problem
 
 Devices = tuple[int, ...]
 """How many devices of each group."""

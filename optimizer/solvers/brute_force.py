@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from stagewright.document import InputError
+from stagewright.optimizer.assemble import draft
+from stagewright.optimizer.costs.evaluate import score
+from stagewright.optimizer.costs.tables import Devices, StageTables
+from stagewright.optimizer.problem import Problem, StageChoice
 
-from .assemble import draft
-from .evaluate import score
-from .problem import Problem, StageChoice
 from .solution import Solution, space_of
-from .tables import Devices, StageTables
 
 MOST_PLANS = 100_000
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stagewright.graph import LayerNode, unique_parameters
+from stagewright.optimizer.borders import stages_that_share_parameters
+from stagewright.optimizer.problem import Problem, trained_bytes
 from stagewright.plan import Plan, ReplicaPrediction
 
-from .borders import stages_that_share_parameters
 from .cost import (
     compute_load_ms,
     gradient_sum_ms,
@@ -19,7 +20,6 @@ from .cost import (
     window_rounds,
 )
 from .footprint import Overflow, overflows, parameter_bytes, peak_bytes, units_of
-from .problem import Problem, trained_bytes
 
 
 @dataclass(frozen=True)

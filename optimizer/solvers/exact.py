@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from stagewright.document import InputError
+from stagewright.optimizer.costs.cost import FloatArray, IntArray
+from stagewright.optimizer.costs.tables import Devices, StageTables
+from stagewright.optimizer.problem import Problem, StageChoice
 
-from .cost import FloatArray, IntArray
-from .problem import Problem, StageChoice
 from .solution import Solution, space_of
-from .tables import Devices, StageTables
 
 TOLERANCE = 1e-9
 MOST_WORK = 4e8

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stagewright.graph import LayerGraph, LayerNode, StoredTensor, unique_parameters
+from stagewright.optimizer.problem import Problem
 from stagewright.plan import Border, Plan, Replica, ReplicaPrediction
 from stagewright.scheduling import units_allowed
 from stagewright.value import TensorSpec, tensors_of
 
 from .cost import memory_bytes
-from .problem import Problem
 
 
 @dataclass(frozen=True)

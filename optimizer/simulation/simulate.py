@@ -13,11 +13,10 @@ from typing import Literal
 
 from stagewright.cluster import Cluster
 from stagewright.document import InputError
+from stagewright.optimizer.costs.cost import Overlap, transfer_ms
 from stagewright.plan import Plan
 from stagewright.program import Message, check, messages_from, messages_to
 from stagewright.schedule import Action
-
-from .cost import Overlap, transfer_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Searches for the best stages; interchangeable, each returns a Solution with its bound."""
