@@ -34,6 +34,7 @@ CASES = {"digits_cnn": 16, "resnet": 16, "gpt": 8, "vgg16": 2}
 """Samples in a micro-batch, by model."""
 CASES_ON_GPU = {"digits_cnn": 256, "resnet": 256, "gpt": 64, "vgg16": 32}
 NUM_STAGES = 4
+MIN_REPEATS = 5
 NOTHING = ReplicaPrediction(
     forward_ms=0.0, backward_ms=0.0, reduce_ms=0.0, update_ms=0.0, peak_bytes=0
 )
@@ -111,7 +112,9 @@ def synchronize(inputs: Tensor) -> None:
         torch.cuda.synchronize(inputs.device)
 
 
-def row_of(name: str, batch_size: int, device: str, repeats: int) -> dict[str, Any]:
+def row_of(
+    name: str, batch_size: int, device: str, repeats: int, max_seconds: float
+) -> dict[str, Any]:
     """Return one model's figures; times in ms."""
     task = load_task(f"stagewright.models.{name}")
     original = task.build()
@@ -121,8 +124,11 @@ def row_of(name: str, batch_size: int, device: str, repeats: int) -> dict[str, A
     for _ in range(3):
         step_ms(original, inputs)
         step_ms(full, inputs)
-    pairs = []
+    pairs: list[list[float]] = []
+    end = time.monotonic() + max_seconds
     for turn in range(repeats):
+        if turn >= MIN_REPEATS and time.monotonic() > end:
+            break
         models = (original, full) if turn % 2 == 0 else (full, original)
         times = [step_ms(model, inputs) for model in models]
         pairs.append(times if turn % 2 == 0 else times[::-1])
@@ -136,7 +142,7 @@ def row_of(name: str, batch_size: int, device: str, repeats: int) -> dict[str, A
         "ratio": median(ratios),
         "low": low,
         "high": high,
-        "repeats": repeats,
+        "repeats": len(pairs),
     }
 
 
@@ -158,13 +164,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=150)
+    parser.add_argument("--max-seconds", type=float, default=40.0, help="per model")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     cases = CASES if args.device == "cpu" else CASES_ON_GPU
     print(HEAD)
     for name, batch_size in cases.items():
-        print(line_of(row_of(name, batch_size, args.device, args.repeats)), flush=True)
+        row = row_of(name, batch_size, args.device, args.repeats, args.max_seconds)
+        print(line_of(row), flush=True)
     return 0
 
 
