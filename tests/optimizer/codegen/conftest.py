@@ -10,10 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from stagewright.document import sha256_of
 from stagewright.graph import LayerCost, LayerGraph, LayerNode, ModelIdentity
+from stagewright.models import digits_cnn, gpt, resnet
 from stagewright.optimizer.borders import borders_of, inputs_of, stage_layers
 from stagewright.optimizer.codegen.package import GeneratedPackage, generate
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
@@ -136,6 +139,185 @@ class Workshop:
 
 def with_fields(record: Any, **fields: Any) -> Any:
     return msgspec.structs.replace(record, **fields)
+
+
+class Skips(nn.Module):
+    """Skips over several layers, one tensor used three times, operators, numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.middle = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(x)
+        b = self.middle(a) * 2 - a / 3
+        c = torch.sigmoid(b) ** -1 + (-2.0) * a + 2**b
+        return self.last(c @ c.t() @ a + b).reshape(x.size(0) * 3)  # type: ignore[no-any-return]
+
+
+class SeveralInputs(nn.Module):
+    """Keyword inputs with awkward names, integers among them; a dict of tuples comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, input: Tensor, torch_: Tensor, type: Tensor) -> dict[str, Any]:
+        words = self.embedding(type)
+        y = self.linear(words) + torch_ * input
+        return {"all": (y, [input, words]), "sum": y.sum(dim=(1,), keepdim=True)}
+
+
+class InPlace(nn.Module):
+    """In-place modules, methods and operators behind every cut, also on a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.norm(self.first(x)))
+        z = self.last(y)
+        z += y
+        w = z.view(-1, 4, 16)
+        w = w.relu_()
+        w = torch.nn.functional.relu(w * 2, inplace=True)
+        return (w + 1).mul_(3).flatten(1)
+
+
+class Shared(nn.Module):
+    """A module called twice, tied weights, a weight used bare, frozen parts, one in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 6)
+        self.body = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+        self.frozen = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6))
+        self.frozen.requires_grad_(False)
+        self.frozen[0].eval()
+        self.partly = nn.Linear(6, 6)
+        self.partly.bias.requires_grad_(False)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embedding(tokens)
+        x = self.body[0](torch.relu(self.body[1](self.body[0](x))))
+        x = self.partly(self.frozen(x))
+        return self.head(x), functional.linear(x, self.embedding.weight)
+
+
+class Bare(nn.Module):
+    """Bare parameters and buffers, nested, persistent or not, used several times."""
+
+    shift: Tensor
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(5))
+        self.fixed = nn.Parameter(torch.rand(5), requires_grad=False)
+        self.register_buffer("shift", torch.rand(5))
+        self.register_buffer("mask", torch.rand(5, 5) > 0.5, persistent=False)
+        self.inner = nn.Module()
+        self.inner.outputs = nn.ParameterList([nn.Parameter(torch.rand(5, 5))])
+        self.inputs = nn.Linear(5, 5)
+        self.outputs = nn.Linear(5, 5)
+        self.before_random = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inputs(x * self.scale + self.shift) * self.fixed
+        matrix: Tensor = self.inner.outputs[0]  # type: ignore[index]
+        y = y @ matrix.masked_fill(self.mask, float("-inf")).softmax(-1)
+        return self.before_random(self.outputs(y)) * self.scale  # type: ignore[no-any-return]
+
+
+class Custom(nn.Module):
+    """A module of the user's own, which nothing but the original can build."""
+
+    stagewright_layer = True
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.power = power
+        self.weight = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.power == 1 else (x * self.weight) ** self.power
+
+
+class WithCustom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"a-b": Custom(2), "1": nn.Linear(4, 4), "class": Custom(1)})
+        self._hidden = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.parts["a-b"](x)
+        return self._hidden(self.parts["class"](self.parts["1"](y)))  # type: ignore[no-any-return]
+
+
+class Shapes(nn.Module):
+    """Tuples, slices, ellipsis, dtypes, devices, sizes that grow with the micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.lstm = nn.LSTM(6, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        batch, time, _ = x.shape
+        y, (state, _) = self.lstm(self.linear(x))
+        y = torch.cat([y, y[:, 0:1].expand(batch, time, 3)], dim=-1)
+        left, right = y.split(3, dim=2)  # type: ignore[no-untyped-call]
+        steps = torch.arange(time, device=x.device, dtype=x.dtype)
+        flat = (left * right + steps[None, :, None]).view(batch * time, -1)
+        top, where = flat.reshape(batch, -1).max(dim=1)
+        weights = torch.full((time,), 0.5, device=y.device).to(torch.float32)
+        return (
+            flat[..., ::2],
+            top + where.float(),
+            state.squeeze(0),
+            weights.clamp(max=float("inf")),
+        )
+
+
+def floats(*shape: int) -> Callable[[int], Tensor]:
+    return lambda size: torch.randn(size, *shape, generator=torch.Generator().manual_seed(size))
+
+
+def tokens(size: int) -> Tensor:
+    return torch.arange(size) % 7
+
+
+def several(size: int) -> dict[str, Tensor]:
+    return {"type": tokens(size), "torch_": floats(4)(size), "input": floats(4)(size + 1)[1:]}
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
+    "skips": (Skips, floats(6)),
+    "several inputs": (SeveralInputs, several),
+    "in place": (InPlace, floats(2, 4, 4)),
+    "shared": (Shared, tokens),
+    "bare": (Bare, floats(5)),
+    "custom": (WithCustom, floats(4)),
+    "shapes": (Shapes, floats(5, 6)),
+    "digits_cnn": (digits_cnn.build, digits_cnn.example_input),
+    "resnet": (resnet.build, resnet.example_input),
+    "gpt": (lambda: gpt.Gpt(16, 2, 2, 0.1), gpt.example_input),
+}
+
+
+@pytest.fixture
+def subjects() -> dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]]:
+    """Models by name, each with its example input."""
+    return MODELS
 
 
 @pytest.fixture
