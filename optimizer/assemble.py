@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stagewright.cluster import Slot
-from stagewright.document import with_fields
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Stage
 
 from .borders import borders_of, inputs_of, stage_layers, stages_that_share_parameters
@@ -86,19 +85,18 @@ def predict(plan: Plan, problem: Problem) -> Prediction:
     """Return a plan with its score and simulated timeline filled in."""
     found = score(plan, problem)
     stages = tuple(
-        with_fields(
-            stage,
+        stage.replace(
             replicas=tuple(
-                with_fields(replica, predicted=predicted)
+                replica.replace(predicted=predicted)
                 for replica, predicted in zip(stage.replicas, predictions, strict=True)
             ),
         )
         for stage, predictions in zip(plan.stages, found.predictions, strict=True)
     )
-    plan = with_fields(plan, stages=stages)
+    plan = plan.replace(stages=stages)
     sharing = stages_that_share_parameters(problem.inputs.model, [s.layers for s in stages])
     timeline = simulate(plan, problem.inputs.cluster, sharing, problem.overlap)
-    plan = with_fields(plan, predicted_step_ms=timeline.step_ms)
+    plan = plan.replace(predicted_step_ms=timeline.step_ms)
     return Prediction(plan=plan, score=found, timeline=timeline)
 
 

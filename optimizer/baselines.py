@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from stagewright.document import with_fields
 from stagewright.plan import Plan
 
 from .assemble import draft, predict
@@ -58,10 +57,10 @@ def _baseline(name: str, plan: Plan, problem: Problem) -> Baseline:
 def _with_equal_shares(plan: Plan) -> Plan:
     """Return a plan whose replicas take turns, fast or slow."""
     stages = tuple(
-        with_fields(stage, replicas=tuple(with_fields(r, share=1) for r in stage.replicas))
+        stage.replace(replicas=tuple(r.replace(share=1) for r in stage.replicas))
         for stage in plan.stages
     )
-    return with_fields(plan, stages=stages)
+    return plan.replace(stages=stages)
 
 
 def _one_of(problem: Problem, device_type: str) -> Devices:

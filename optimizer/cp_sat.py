@@ -119,7 +119,7 @@ def _build(problem: AssignmentProblem, scale: int, contiguous: bool) -> _Model:
         # Positions of one kind are interchangeable then.
         for position in range(num_positions):
             model.add(is_cpu[position] == (position >= problem.num_accelerators))
-    slowest = model.new_int_var(0, 4 * LARGEST_TOTAL, "slowest")
+    slowest = model.new_int_var(0, LARGEST_TOTAL, "slowest")
     for position in range(num_positions):
         _limit_load(
             model, problem, scale, [row[position] for row in placed], is_cpu[position], slowest

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagewright.document import InputError, with_fields
+from stagewright.document import InputError
 from stagewright.plan import Plan, Proof
 from stagewright.scheduling import SCHEDULES
 
@@ -88,8 +88,7 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     tables = StageTables(problem)
     prediction = predict(draft(tables, solution.stages), problem)
     _check_score(prediction, solution)
-    plan = with_fields(
-        prediction.plan,
+    plan = prediction.plan.replace(
         proof=Proof(
             solver=solution.solver,
             objective=OBJECTIVES[request.objective],

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from stagewright.task import load_task
 
-from .measure import Repeats
+from .measuring.measure import Repeats
 from .picture import draw
 from .profile import DTYPES, Request, profile
 from .report import summary, text

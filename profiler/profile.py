@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from stagewright.document import InputError, with_fields
+from stagewright.document import InputError
 from stagewright.graph import Emulation, LayerGraph, ModelIdentity
 from stagewright.task import Task
 
-from .measure import Repeats, measure
-from .trace import trace
+from .measuring.measure import Repeats, measure
+from .tracing.trace import trace
 
 DTYPES = {
     "float32": torch.float32,
@@ -83,7 +83,7 @@ def profile(
         dtype=request.dtype,
         torch_version=str(torch.__version__),
         batch_sizes=batch_sizes,
-        layers=tuple(with_fields(layer, costs=found.layers[layer.name]) for layer in traced.layers),
+        layers=tuple(layer.replace(costs=found.layers[layer.name]) for layer in traced.layers),
         output=traced.output,
         tied=traced.tied,
         loss=found.loss,

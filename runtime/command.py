@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
+from stagewright.allocation import keep_freed_memory
 from stagewright.document import InputError, write_atomically
 from stagewright.task import load_task
 
@@ -107,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int:
+    keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     package = load_package(args.directory)
     check_world_size(package.plan, size)

@@ -16,9 +16,15 @@ from .faults import waiting_for
 from .replicas import buffers_of, parameters_of
 
 
+OWN_BUFFER = "stage_device"
+"""An empty buffer by which a generated stage without inputs knows its device; the original has none."""
+
+
 def tensors_of_stages(modules: list[nn.Module]) -> dict[str, torch.Tensor]:
     """Return all parameters and buffers of a rank's stages by original name."""
-    return {name: p.detach() for name, p in parameters_of(modules).items()} | buffers_of(modules)
+    return {name: p.detach() for name, p in parameters_of(modules).items()} | {
+        name: buffer for name, buffer in buffers_of(modules).items() if name != OWN_BUFFER
+    }
 
 
 def state_of_stages(modules: list[nn.Module]) -> dict[str, torch.Tensor]:

@@ -122,11 +122,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def with_fields(record: RecordType, **changes: Any) -> RecordType:
-    """Return a copy of a record with some fields changed, checked as a new one is."""
-    return msgspec.structs.replace(record, **changes)  # type: ignore[type-var]
-
-
 def read_bytes(path: Path) -> bytes:
     """Return a file's content.
 

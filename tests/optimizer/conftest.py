@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from stagewright.cluster import Cluster, DeviceGroup, DeviceType, Link, Links, Server
-from stagewright.document import with_fields
 from stagewright.graph import (
     AttributeOperation,
     FunctionOperation,
@@ -214,11 +213,9 @@ def _random_inputs(
     for kind in dict.fromkeys(kind for groups in servers for kind, _ in groups):
         factors = rng.uniform(1, 3, len(layers)).tolist()
         slower = [
-            with_fields(
-                layer,
+            layer.replace(
                 costs=tuple(
-                    with_fields(
-                        cost,
+                    cost.replace(
                         forward_ms=cost.forward_ms * factor,
                         backward_ms=cost.backward_ms * factor,
                     )

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from stagewright.cli import main
-from stagewright.document import with_fields
 from stagewright.graph import Emulation
 from stagewright.optimizer.load import Inputs
 from stagewright.plan import Plan
@@ -22,7 +21,7 @@ def cluster(random_inputs: RandomInputs, tmp_path: Path) -> Path:
     made = random_inputs(7, 5, [[("fast", 1), ("slow", 2)]], 10**9)
     for kind, graph in made.graphs.items():
         emulation = Emulation(slowdown=2.5) if kind == "slow" else None
-        with_fields(graph, emulation=emulation).save(tmp_path / f"{kind}.json")
+        graph.replace(emulation=emulation).save(tmp_path / f"{kind}.json")
     made.cluster.save(tmp_path / "cluster.json")
     return tmp_path / "cluster.json"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stagewright.document import InputError, with_fields
+from stagewright.document import InputError
 from stagewright.graph import LayerGraph, LayerNode
 from stagewright.optimizer.load import Inputs, load_inputs, load_inputs_of_plan
 from stagewright.optimizer.planning import Request, optimize
@@ -39,7 +39,7 @@ def write(folder: Path, fast: LayerGraph, slow: LayerGraph) -> Path:
 
 
 def test_graphs_of_one_model_are_loaded_by_device_type(tmp_path: Path, graph: LayerGraph) -> None:
-    slow = with_fields(graph, device_type="slow")
+    slow = graph.replace(device_type="slow")
     inputs = load_inputs(write(tmp_path, graph, slow))
     assert inputs.graphs == {"fast": graph, "slow": slow}
 
@@ -59,7 +59,7 @@ def test_a_profile_of_another_device_type_is_refused(tmp_path: Path, graph: Laye
 def test_graphs_of_different_measurements_are_refused(
     tmp_path: Path, graph: LayerGraph, changes: dict[str, object], message: str
 ) -> None:
-    slow = with_fields(graph, device_type="slow", **changes)
+    slow = graph.replace(device_type="slow", **changes)
     with pytest.raises(InputError, match=message):
         load_inputs(write(tmp_path, graph, slow))
 
@@ -68,7 +68,7 @@ def test_the_first_layer_that_differs_is_named_in_both_files(
     tmp_path: Path, graph: LayerGraph, make_layer: MakeLayer
 ) -> None:
     layers = (*graph.layers[:2], make_layer("c", ["a"]))
-    slow = with_fields(graph, device_type="slow", layers=layers, output=None)
+    slow = graph.replace(device_type="slow", layers=layers, output=None)
     with pytest.raises(
         InputError, match=r"slow.json: layer 2 is 'c', but .*fast.json has 'b' there"
     ):
@@ -76,7 +76,7 @@ def test_the_first_layer_that_differs_is_named_in_both_files(
 
 
 def test_a_source_that_changed_after_planning_is_refused(tmp_path: Path, graph: LayerGraph) -> None:
-    cluster = write(tmp_path, graph, with_fields(graph, device_type="slow"))
+    cluster = write(tmp_path, graph, graph.replace(device_type="slow"))
     path = tmp_path / "plans" / "plan.json"
     plan = optimize(load_inputs(cluster), Request(batch_size=4), path).plan
     plan.save(path)

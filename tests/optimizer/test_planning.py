@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stagewright.document import InputError, with_fields
+from stagewright.document import InputError
 from stagewright.graph import ExternalOperation, LayerGraph, LayerNode
 from stagewright.optimizer.given import GivenStages
 from stagewright.optimizer.load import Inputs
@@ -174,8 +174,7 @@ def test_a_graph_from_another_system_needs_the_missing_measurements_waived(
     make_layer: MakeLayer, make_graph: MakeGraph, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
     layers = [
-        with_fields(
-            make_layer(name, inputs, saved_bytes=None),
+        make_layer(name, inputs, saved_bytes=None).replace(
             operation=ExternalOperation(description=name),
             output=None,
             parameter_bytes=400,

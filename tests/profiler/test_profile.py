@@ -8,7 +8,7 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.graph import LayerGraph
-from stagewright.profiler.measure import Repeats
+from stagewright.profiler.measuring.measure import Repeats
 from stagewright.profiler.profile import Request, profile
 from stagewright.task import load_task
 

@@ -18,7 +18,7 @@ from stagewright.graph import LayerCost, LayerGraph, ModelIdentity
 from stagewright.optimizer.borders import borders_of, chain_of, inputs_of, stage_layers
 from stagewright.optimizer.codegen.package import generate
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
-from stagewright.profiler.trace import trace
+from stagewright.profiler.tracing.trace import trace
 from stagewright.task import load_task
 
 HERE = Path(__file__).parent

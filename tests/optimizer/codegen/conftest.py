@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from stagewright.models import digits_cnn, gpt, resnet
 from stagewright.optimizer.borders import borders_of, inputs_of, stage_layers
 from stagewright.optimizer.codegen.package import GeneratedPackage, generate
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
-from stagewright.profiler.trace import TracedModel, trace
+from stagewright.profiler.tracing.trace import TracedModel, trace
 from stagewright.task import Task
 
 COST = LayerCost(batch_size=2, forward_ms=1.0, backward_ms=1.0, output_bytes=0)
@@ -44,7 +43,7 @@ class Workshop:
         traced: TracedModel = trace(
             Task(name="task_under_test", factory="build", module=module), model
         )
-        layers = [with_fields(layer, costs=(COST,)) for layer in traced.layers]
+        layers = [layer.replace(costs=(COST,)) for layer in traced.layers]
         return self.graph(layers, traced.output, tied=traced.tied, sha256=traced.structure_sha256)
 
     def graph(
@@ -135,10 +134,6 @@ class Workshop:
     def forget(self) -> None:
         for loaded in [m for m in sys.modules if m.partition(".")[0] in self.imported]:
             del sys.modules[loaded]
-
-
-def with_fields(record: Any, **fields: Any) -> Any:
-    return msgspec.structs.replace(record, **fields)
 
 
 class Skips(nn.Module):

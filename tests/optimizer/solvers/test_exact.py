@@ -5,12 +5,12 @@ from typing import Literal
 
 import pytest
 
-from stagewright.optimizer.solvers import brute_force, exact
 from stagewright.optimizer.assemble import draft
 from stagewright.optimizer.costs.evaluate import score
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.solvers import brute_force, exact
 
 RandomInputs = Callable[..., Inputs]
 

@@ -19,8 +19,8 @@ from stagewright.graph import (
     MethodOperation,
     ModuleOperation,
 )
-from stagewright.profiler.observe import tensors_in
-from stagewright.profiler.trace import TracedModel, trace
+from stagewright.profiler.tracing.observe import tensors_in
+from stagewright.profiler.tracing.trace import TracedModel, trace
 from stagewright.task import Task
 from stagewright.value import (
     LayerRef,

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.document import InputError
-from stagewright.profiler.measure import Measurements, Repeats, interquartile_range, measure
-from stagewright.profiler.trace import trace
+from stagewright.profiler.measuring.measure import (
+    Measurements,
+    Repeats,
+    interquartile_range,
+    measure,
+)
+from stagewright.profiler.tracing.trace import trace
 from stagewright.task import Task
 from stagewright.value import tensors_of
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from stagewright.profiler.clock import ProcessClock
-from stagewright.profiler.measure import batch_of
-from stagewright.profiler.step import LOSS, Walk, run_whole
-from stagewright.profiler.trace import trace
+from stagewright.profiler.measuring.clock import ProcessClock
+from stagewright.profiler.measuring.measure import batch_of
+from stagewright.profiler.measuring.step import LOSS, Walk, run_whole
+from stagewright.profiler.tracing.trace import trace
 from stagewright.task import load_task
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stagewright.graph import Constructor
-from stagewright.profiler.rebuild import constructor_of, is_same_module
+from stagewright.profiler.tracing.rebuild import constructor_of, is_same_module
 from stagewright.value import SequenceArgument, TorchConstant
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from stagewright.profiler.tracing.observe import tensors_in
+from stagewright.profiler.tracing.trace import TracedModel
+
 from .clock import Clock
-from .observe import tensors_in
-from .trace import TracedModel
 
 LOSS = -1
 """The loss's place among the layers, which are counted from 0."""

@@ -11,14 +11,14 @@ from torch.utils.data import default_collate
 
 from stagewright.document import InputError
 from stagewright.graph import LayerCost, LayerNode, WholeStep
+from stagewright.profiler.tracing.inputs import inputs_of, moved
+from stagewright.profiler.tracing.symbolic import first_line, place_of_error
+from stagewright.profiler.tracing.trace import TracedModel
 from stagewright.task import Task
 from stagewright.value import tensors_of
 
 from .clock import Clock, clock_of
-from .inputs import inputs_of, moved
 from .step import LOSS, Batch, StepTimes, Walk, run_whole
-from .symbolic import first_line, place_of_error
-from .trace import TracedModel
 
 NUM_WARM_UPS = 3
 """Steps before the first that counts: memory is allocated, libraries choose their kernels."""

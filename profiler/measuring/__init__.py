@@ -1,0 +1,1 @@
+"""What each layer and the whole step cost on this device."""
