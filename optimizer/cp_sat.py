@@ -23,6 +23,8 @@ CONTIGUOUS = (
     "every split into contiguous parts, in every order of device kinds, idle devices allowed"
 )
 ANY = "every assignment of items to devices"
+MOST_DIGITS = 9
+"""Behind the decimal point."""
 LARGEST_TOTAL = 2**50
 """The scaled times of all items together stay below this, so that sums fit into 64 bits."""
 
@@ -67,6 +69,9 @@ def solve(
     # One worker: with several the plan found depends on which of them is first.
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
+    # With sums of coefficients above 2**31 this presolve step of OR-tools 9.15 makes enforced constraints
+    # unconditional and so cuts off solutions (google/or-tools issue 5293); a limit of 0 leaves it out.
+    solver.parameters.presolve_inclusion_work_limit = 0
     if time_limit_s is not None:
         solver.parameters.max_time_in_seconds = time_limit_s
     status = solver.solve(built.model)
@@ -90,9 +95,14 @@ def solve(
 
 def _scale(problem: AssignmentProblem) -> int:
     """Return the power of ten that times are multiplied with."""
+    total = max(_total_ms(problem), 1e-9)
+    return int(10 ** min(MOST_DIGITS, math.floor(math.log10(LARGEST_TOTAL / total))))
+
+
+def _total_ms(problem: AssignmentProblem) -> float:
+    """Return what no device's load exceeds."""
     total = math.fsum(max(item.accelerator_ms, item.cpu_ms) for item in problem.items)
-    total += math.fsum(transfer.cost_ms for transfer in problem.transfers)
-    return int(10 ** min(12, math.floor(math.log10(LARGEST_TOTAL / max(total, 1e-3)))))
+    return total + math.fsum(transfer.cost_ms for transfer in problem.transfers)
 
 
 def _scaled(value: float, scale: int) -> int:
@@ -119,7 +129,7 @@ def _build(problem: AssignmentProblem, scale: int, contiguous: bool) -> _Model:
         # Positions of one kind are interchangeable then.
         for position in range(num_positions):
             model.add(is_cpu[position] == (position >= problem.num_accelerators))
-    slowest = model.new_int_var(0, LARGEST_TOTAL, "slowest")
+    slowest = model.new_int_var(0, math.ceil(_total_ms(problem) * scale), "slowest")
     for position in range(num_positions):
         _limit_load(
             model, problem, scale, [row[position] for row in placed], is_cpu[position], slowest

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from stagewright.document import InputError, Record, write_atomically
-
 from stagewright.optimizer.assignment import Kind
+
 from .decode import decode_json, refuse_cycle
 
 COST_TOLERANCE = 1e-6

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stagewright.document import InputError
-
 from stagewright.optimizer.ideals import TooManyIdealsError
+
 from .options import Front, Fronts, Item
 from .piper import Model, Stage, units_in_flight
 from .stage_space import Chosen, Floats, StageSpace, least_maximum, stage_space

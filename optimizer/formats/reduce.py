@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stagewright.optimizer.assignment import AssignmentProblem, Item, Transfer
+
 from .dnn_partitioning import Workload
 
 
