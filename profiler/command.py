@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stagewright.allocation import keep_freed_memory
 from stagewright.task import load_task
 
 from .measuring.measure import Repeats
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     args = parser().parse_args(argv)
+    keep_freed_memory()
     request = Request(
         device_type=args.device_type,
         batch_sizes=tuple(args.batch_sizes),
