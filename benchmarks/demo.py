@@ -39,8 +39,8 @@ name = "slow"
 devices = [{ type = "slow-cpu", count = 2 }]
 
 [links]
-inside_server = { bandwidth_bytes_per_s = 2.0e9, latency_ms = 0.1 }
-between_servers = { bandwidth_bytes_per_s = 2.0e9, latency_ms = 0.1 }
+inside_server = { bandwidth_bytes_per_s = 1.0e9, latency_ms = 0.3 }
+between_servers = { bandwidth_bytes_per_s = 1.0e9, latency_ms = 0.3 }
 """
 
 

@@ -31,8 +31,8 @@ name = "here"
 devices = [{ type = "cpu", count = 2 }, { type = "slow-cpu", count = 2 }]
 
 [links.inside_server]
-bandwidth_bytes_per_s = 2.0e9
-latency_ms = 0.2
+bandwidth_bytes_per_s = 1.0e9
+latency_ms = 0.3
 """
 PLANS = [
     # name, options of stagewright optimize, ranks

@@ -141,9 +141,21 @@ class _Row:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def repeat(self) -> None:
-        self.walks.append(self.walk.run(self.batch, self.clock))
-        whole = run_whole(self.traced.model, self.batch, self.clock, self.optimizer.step)
-        self.wholes.append(whole)
+        self.walks.append(self.walk.run(self.batch, self.clock, self._rest))
+        self._rest()
+        model, update = self.traced.model, self.optimizer.step
+        self.wholes.append(run_whole(model, self.batch, self.clock, update, self._rest))
+        self._rest()
+
+    def _rest(self) -> None:
+        """Sleep as a rank of an emulated device type does after each computation.
+
+        A processor that has slept starts slower (its caches are cold), in the run and so here. The CPU's clock
+        does not count the sleep; on a GPU, whose clock would, there is none.
+        """
+        if self.slowdown > 1 and self.device.type == "cpu" and self.wholes:
+            forward_ms, backward_ms, _ = self.wholes[-1]
+            time.sleep((self.slowdown - 1) * (forward_ms + backward_ms) / 2 / 1e3)
 
     def costs(self) -> dict[int, LayerCost]:
         """Return the cost of each layer by its place, and of the loss if there is one."""

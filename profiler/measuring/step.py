@@ -63,8 +63,11 @@ class Walk:
         for other, node in last_use.items():
             self._dead_after.setdefault(node, []).append(other)
 
-    def run(self, batch: Batch, clock: Clock) -> StepTimes:
-        """Return the times of one forward and one backward; gradients add into the parameters'."""
+    def run(self, batch: Batch, clock: Clock, rest: Callable[[], None]) -> StepTimes:
+        """Return the times of one forward and one backward; gradients add into the parameters'.
+
+        rest is called between the two.
+        """
         times = StepTimes()
         marks: list[tuple[int, Any]] = []
         spans: list[tuple[int, Any, Any]] = []
@@ -79,6 +82,7 @@ class Walk:
             return value
 
         output = self._forward(batch, around)
+        rest()
         start, end = _backward(output, batch, clock, around)
         clock.settle()
         for place, first, second in spans:
@@ -153,15 +157,23 @@ class Walk:
 
 
 def run_whole(
-    model: nn.Module, batch: Batch, clock: Clock, update: Callable[[], Any]
+    model: nn.Module,
+    batch: Batch,
+    clock: Clock,
+    update: Callable[[], Any],
+    rest: Callable[[], None],
 ) -> tuple[float, float, float]:
-    """Return the ms of the model's own forward (with the loss), of its backward and of the update."""
+    """Return the ms of the model's own forward (with the loss), of its backward and of the update.
+
+    rest is called between forward and backward.
+    """
     positional = [value for key, value in batch.inputs.items() if isinstance(key, int)]
     keywords = {key: value for key, value in batch.inputs.items() if isinstance(key, str)}
     start = clock.now()
     output = model(*positional, **keywords)
     loss = output if batch.loss is None else batch.loss(output)
     middle = clock.now()
+    rest()
     _start_backward(loss)
     end = clock.now()
     update()

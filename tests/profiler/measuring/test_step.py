@@ -18,8 +18,8 @@ def test_a_walk_makes_the_gradients_of_the_models_own_step(name: str) -> None:
     batch, clock, walk = batch_of(traced, task, 2), ProcessClock(), Walk(traced)
     gradients = []
     for run in (
-        lambda: walk.run(batch, clock),
-        lambda: run_whole(traced.model, batch, clock, lambda: None),
+        lambda: walk.run(batch, clock, lambda: None),
+        lambda: run_whole(traced.model, batch, clock, lambda: None, lambda: None),
     ):
         traced.model.zero_grad()
         run()
@@ -32,7 +32,7 @@ def test_a_walk_makes_the_gradients_of_the_models_own_step(name: str) -> None:
 def test_every_layer_with_a_gradient_has_a_backward_time() -> None:
     task = load_task("stagewright.models.resnet")
     traced = trace(task, task.build())
-    times = Walk(traced).run(batch_of(traced, task, 2), ProcessClock())
+    times = Walk(traced).run(batch_of(traced, task, 2), ProcessClock(), lambda: None)
     places = range(1, len(traced.layers))
     assert sorted(times.forward_ms) == [LOSS, *places]
     assert sorted(times.backward_ms) == [LOSS, *places]
