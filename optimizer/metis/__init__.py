@@ -1,1 +1,1 @@
-"""Metis compatibility: its files, its cost formula, its search with its step count, and the proven optimum."""
+"""Metis: its files, its cost formula, its search with its step count, and the proven optimum."""

@@ -89,9 +89,7 @@ def _layers_kept(parts: Sequence[int]) -> list[int]:
     return sorted(layer for layer, count in counts.items() if 2 * count > PARTS)
 
 
-def _adjust(
-    layers: list[list[int]], left: list[float], demand: Sequence[float]
-) -> list[list[int]]:
+def _adjust(layers: list[list[int]], left: list[float], demand: Sequence[float]) -> list[list[int]]:
     """Move up to three boundary layers to the stage with the most capacity left, while that helps."""
     num_stages = len(layers)
     for _ in range(MOVES):

@@ -11,6 +11,7 @@ and kept so that published costs are reproduced: messages count elements as byte
 bandwidth is never used. Source: Um et al., "Metis", USENIX ATC 2024, and the costs that it prints.
 """
 
+import itertools
 from dataclasses import dataclass
 
 from .plan import MetisPlan, StagePlan
@@ -51,8 +52,7 @@ def cost_of(problem: Problem, plan: MetisPlan) -> CostParts:
         update=max(update_ms(problem, stage) for stage in stages),
         all_reduce=max(all_reduce_ms(problem, stage) for stage in stages),
         messages=sum(
-            message_ms(problem, stage, successor)
-            for stage, successor in zip(stages, stages[1:], strict=False)
+            message_ms(problem, stage, successor) for stage, successor in itertools.pairwise(stages)
         ),
         batch_generator=plan.batches * first.batch_generator_time_ms,
     )

@@ -1,7 +1,7 @@
 """Metis's files: profiles (one per device type, tensor parallelism and batch size), hostfile, clusterfile.
 
 Read strictly: what Metis would skip, misread or crash on is one line that names the file. Files are read in
-the order of their names, for Metis takes the optimizer, the batch generator and the parameters from the first.
+the order of their names: Metis takes optimizer, batch generator and parameters from the first.
 
 Where this differs from Metis: `slots=16` means 16 (Metis reads one digit, 1); nodes may have unequal slots;
 every device type that has profiles is allowed, not four only.

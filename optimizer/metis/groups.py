@@ -101,8 +101,9 @@ def _permutations(units: Units) -> Iterator[Units]:
 
 
 def _arranged(values: Units, follows: list[int | None], head: int) -> Units:
-    arrangement, position = [], head
+    arrangement = []
+    position: int | None = head
     while position is not None:
         arrangement.append(values[position])
-        position = follows[position]  # type: ignore[assignment]
+        position = follows[position]
     return arrangement

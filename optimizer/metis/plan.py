@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .problem import Problem, Span
+from .problem import Problem, Span, binary_digits
 
 DEFECTS = {
     "empty-stage": "a stage has no layer",
@@ -75,31 +75,52 @@ def defects_of(problem: Problem, plan: MetisPlan) -> tuple[str, ...]:
         "empty-stage": any(stage.start >= stage.end for stage in stages),
         "layers-lost": plan.partition[-1] < problem.settings.num_layers,
         "stages-not-charged": plan.stages_charged < plan.num_stages,
-        "mixed-tensor-parallel": not all(stage.span.is_pure(stage.num_replicas) for stage in stages),
+        "mixed-tensor-parallel": not all(
+            stage.span.is_pure(stage.num_replicas) for stage in stages
+        ),
         "exceeds-memory": not all(fits(problem, stage, plan.batches) for stage in stages),
     }
     return tuple(name for name, is_so in found.items() if is_so)
 
 
 def fits(problem: Problem, stage: StagePlan, batches: int) -> bool:
-    """Return whether every device holds the profiled memory of the stage's layers, for its largest share."""
+    """Return whether every device holds the profiled memory of the stage's layers, for its share."""
     samples = problem.settings.global_batch_size // batches
-    shares: tuple[tuple[str, int], ...]
-    if len(stage.span.types) == 1:
-        shares = ((stage.span.types[0], stage.batch_size),)
-    else:
-        shares = problem.typed_shares(stage.span, stage.num_replicas, stage.degree, samples)
     return all(
-        device_memory_mb(problem, name, stage.degree, share, stage.start, stage.end)
-        <= problem.device(name).memory_mb
-        for name, share in shares
+        sum(held_mb[stage.start : stage.end]) <= problem.device(name).memory_mb
+        for name, held_mb in held_per_layer_mb(problem, stage.span, stage.degree, samples)
     )
 
 
-def device_memory_mb(
-    problem: Problem, device_type: str, degree: int, share: int, start: int, end: int
-) -> float:
-    """Return what a device holds of layers start to end, by the next measured batch size from its share."""
-    size = share if problem.is_measured(share) else 1 << (share - 1).bit_length()
-    memory = problem.profile(device_type, degree, size).execution_memory
-    return sum(memory.layer_memory_total_mb[start:end])
+def held_per_layer_mb(
+    problem: Problem, span: Span, degree: int, num_samples: int
+) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """Return what a device of each type of a group holds of every layer, once for each distinct share.
+
+    A share counts as the next larger power of two that was profiled, or as its binary digits, each with
+    weights of its own, if none was. A device without a share holds the layers all the same: it counts as
+    having one sample.
+
+    Args:
+        span: the group's ranks.
+        degree: its tensor parallelism.
+        num_samples: in a micro-batch of all replicas.
+    """
+    num_replicas = span.size // degree
+    heads = span.heads(num_replicas)
+    if len(span.types) == 1:
+        shares: tuple[int, ...] = (num_samples // num_replicas,) * num_replicas
+    else:
+        shares = problem.shares(span, num_replicas, degree, num_samples)
+    found = []
+    for name, share in dict.fromkeys(zip(heads, shares, strict=True)):
+        next_power = 1 << max(share - 1, 0).bit_length()
+        sizes = binary_digits(share)
+        for size in (max(share, 1), next_power):
+            if problem.is_measured(size):
+                sizes = (size,)
+                break
+        memory = [problem.profile(name, degree, size).execution_memory for size in sizes]
+        lists = [content.layer_memory_total_mb for content in memory]
+        found.append((name, tuple(sum(layer) for layer in zip(*lists, strict=True))))
+    return tuple(found)

@@ -1,5 +1,6 @@
-"""What is planned: the model, the devices and the settings, with the measured times looked up by rank range."""
+"""What is planned: the model, the devices and the settings, with the measured times at hand."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,41 +75,55 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A model on a cluster, under Metis's formulas. Look-ups are remembered."""
+    """A model on a cluster, under Metis's formulas. Sums and shares are remembered."""
 
     settings: Settings
     devices: tuple[DeviceKind, ...]
     """By name: the order in which node sequences are tried."""
     folder: ProfileFolder
+    degrees: tuple[int, ...] = field(init=False)
+    """Tensor-parallel degrees that a stage can have."""
+    batch_sizes: tuple[int, ...] = field(init=False)
+    """Micro-batch sizes that every device type must have been profiled at."""
+    _profiles: dict[tuple[str, int, int], Profile] = field(init=False, repr=False)
+    _measured: frozenset[int] = field(init=False, repr=False)
     _sums: dict[tuple[str, int, int, int, int], float] = field(default_factory=dict, repr=False)
     _shares: dict[tuple[Span, int, int, int], tuple[int, ...]] = field(
         default_factory=dict, repr=False
     )
 
     def __post_init__(self) -> None:
-        if self.folder.num_layers != self.settings.num_layers:
+        settings = self.settings
+        if self.folder.num_layers != settings.num_layers:
             raise InputError(
                 f"{self.folder.path}: profiles have {self.folder.num_layers} layers, --num_layers is "
-                f"{self.settings.num_layers}; name the profiles of the same model"
+                f"{settings.num_layers}; name the profiles of the same model"
             )
-        for device in self.devices:
-            for degree in self.degrees:
-                for size in self.batch_sizes:
-                    self.profile(device.name, degree, size)
+        profiles = {
+            (key.device_type, key.tensor_parallel, key.batch_size): profile
+            for key, profile in self.folder.profiles.items()
+        }
+        degrees = powers_of_two(min(settings.max_tensor_parallel, self.num_devices))
+        names = [device.name for device in self.devices]
+        measured = {
+            size
+            for size in {size for _, _, size in profiles if size <= settings.max_batch_size}
+            if all((name, degree, size) in profiles for name in names for degree in degrees)
+        }
+        sizes = powers_of_two(min(settings.max_batch_size, settings.global_batch_size))
+        for attribute, value in (
+            ("degrees", degrees),
+            ("batch_sizes", sizes),
+            ("_profiles", profiles),
+            ("_measured", frozenset(measured)),
+        ):
+            object.__setattr__(self, attribute, value)
+        for name, degree, size in itertools.product(names, degrees, sizes):
+            self.profile(name, degree, size)
 
     @property
     def num_devices(self) -> int:
         return sum(device.count for device in self.devices)
-
-    @property
-    def degrees(self) -> tuple[int, ...]:
-        """Tensor-parallel degrees that a stage can have."""
-        return powers_of_two(min(self.settings.max_tensor_parallel, self.num_devices))
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Micro-batch sizes that every device type must have been profiled at."""
-        return powers_of_two(min(self.settings.max_batch_size, self.settings.global_batch_size))
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -129,27 +144,20 @@ class Problem:
         Raises:
             InputError: there is none.
         """
-        key = ProfileKey(
-            device_type=device_type, tensor_parallel=tensor_parallel, batch_size=batch_size
-        )
-        if key not in self.folder.profiles:
+        found = self._profiles.get((device_type, tensor_parallel, batch_size))
+        if found is None:
+            key = ProfileKey(
+                device_type=device_type, tensor_parallel=tensor_parallel, batch_size=batch_size
+            )
             raise InputError(
                 f"{self.folder.path}: {key} is missing; profile it, or lower --max_profiled_tp_degree or "
                 "--max_profiled_batch_size"
             )
-        return self.folder.profiles[key]
+        return found
 
     def is_measured(self, batch_size: int) -> bool:
         """Return whether every device type was profiled at a micro-batch size, at every degree."""
-        return batch_size in self.batch_sizes or (
-            1 <= batch_size <= self.settings.max_batch_size
-            and all(
-                ProfileKey(device_type=device.name, tensor_parallel=degree, batch_size=batch_size)
-                in self.folder.profiles
-                for device in self.devices
-                for degree in self.degrees
-            )
-        )
+        return batch_size in self._measured
 
     def layers_ms(
         self, device_type: str, degree: int, batch_size: int, start: int, end: int
@@ -170,7 +178,9 @@ class Problem:
             self.layers_ms(device_type, degree, size, start, end) for size in binary_digits(share)
         )
 
-    def shares(self, span: Span, num_replicas: int, degree: int, num_samples: int) -> tuple[int, ...]:
+    def shares(
+        self, span: Span, num_replicas: int, degree: int, num_samples: int
+    ) -> tuple[int, ...]:
         """Return how many samples of a micro-batch each replica gets: in proportion to its speed.
 
         The speed is that of the whole model at batch size 1 on the type of the replica's first rank. What
