@@ -123,12 +123,14 @@ class _BranchAndBound:
         Those with the least bound come first, so that the others start from a good plan.
         """
         roots: list[tuple[float, int, float, OptionSet]] = []
+        complete = True
         names = [device.name for device in self.problem.devices]
         for node_sequence in itertools.permutations(names):
             ranks = self.problem.span(node_sequence)
             for batches in self.problem.batches:
-                if time.monotonic() >= deadline:
-                    return False
+                if roots and time.monotonic() >= deadline:
+                    complete = False
+                    break
                 options = build_options(self.problem, ranks, batches, self.device_memory)
                 if options.blocks:
                     self.num_programmes += 1
@@ -136,12 +138,12 @@ class _BranchAndBound:
                     bound_ms = batches * (slowest_ms + self.batch_generator_ms)
                     roots.append((bound_ms, len(roots), slowest_ms, options))
         for bound_ms, _, slowest_ms, options in sorted(roots, key=lambda root: root[:2]):
-            if time.monotonic() >= deadline:
+            if self.best and time.monotonic() >= deadline:
                 return False
             lower = (slowest_ms, 0.0, 0.0)
             if bound_ms < self._goal_ms():
                 self._open(options, lower, self._tightened(options, bound_ms, lower, NO_LIMITS))
-        return True
+        return complete
 
     def _open(self, options: OptionSet, lower: Limits, upper: Limits) -> None:
         self.num_programmes += 1

@@ -87,9 +87,11 @@ class Problem:
     """Micro-batch sizes that every device type must have been profiled at."""
     _profiles: dict[tuple[str, int, int], Profile] = field(init=False, repr=False)
     _measured: frozenset[int] = field(init=False, repr=False)
-    _sums: dict[tuple[str, int, int, int, int], float] = field(default_factory=dict, repr=False)
+    _sums: dict[tuple[str, int, int, int, int], float] = field(
+        init=False, default_factory=dict, repr=False
+    )
     _shares: dict[tuple[Span, int, int, int], tuple[int, ...]] = field(
-        default_factory=dict, repr=False
+        init=False, default_factory=dict, repr=False
     )
 
     def __post_init__(self) -> None:
