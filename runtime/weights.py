@@ -15,7 +15,6 @@ from stagewright.document import InputError, write_atomically
 from .faults import waiting_for
 from .replicas import buffers_of, parameters_of
 
-
 OWN_BUFFER = "stage_device"
 """An empty buffer by which a generated stage without inputs knows its device; the original has none."""
 
