@@ -150,8 +150,8 @@ class _Row:
     def _rest(self) -> None:
         """Sleep as a rank of an emulated device type does after each computation.
 
-        A processor that has slept starts slower (its caches are cold), in the run and so here. The CPU's clock
-        does not count the sleep; on a GPU, whose clock would, there is none.
+        A processor that has slept starts slower (its caches are cold), in the run and so here. The CPU's
+        clock does not count the sleep; on a GPU, whose clock would, there is none.
         """
         if self.slowdown > 1 and self.device.type == "cpu" and self.wholes:
             forward_ms, backward_ms, _ = self.wholes[-1]
