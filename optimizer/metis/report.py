@@ -136,14 +136,14 @@ def exact_text(report: dict[str, Any]) -> str:
         if report["proven"]:
             return "no plan is feasible: every one exceeds the memory (proven)"
         return "no plan was found within the time limit"
-    proof = "proven optimal" if report["proven"] else "not proven: the time limit came first"
+    proof = "proven optimal under Metis's formula" if report["proven"] else "stopped by the time limit"
     return "\n".join(
         [
             ", ".join(LOG_COLUMNS[:7]),
             _line(report["plan"]),
             _executable(report["plan"]),
             f"cost {report['objective_ms']:.6f} ms (predicted), bound {report['bound_ms']:.6f} ms, gap "
-            f"{report['gap']:.3%}: {proof} under Metis's formula",
+            f"{report['gap']:.3%}: {proof}",
             f"{report['seconds']:.3f} s (measured), {report['num_programmes']} dynamic programmes",
         ]
     )
