@@ -1,0 +1,239 @@
+"""Solver `exact` for devices of several types under SparsePipe's formula: any order of types, any mixes.
+
+For a threshold T on the slowest stage or transfer, the sets of devices are gone through, small ones first.
+A stage grows with the layers that it holds, and whether a cut may be made under T depends on its link only:
+so for each set of devices, and each server that its last stage is in, the last cut that plans under T reach
+is all that matters, one for a next stage in the same server and one for any other. Bisection on T finds the
+optimum to a relative 1e-12. A set of devices is a number in the mixed radix of the classes' counts, so that
+"without the devices d" is a subtraction, and all last stages d of a set are tried by one array operation.
+
+Source: the formula is that of SparsePipe's planner, the search is our own.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stagewright.document import InputError
+from stagewright.optimizer.pipedream.mixed_problem import SPANNING, MixedProblem
+from stagewright.optimizer.pipedream.problem import (
+    PlannedPipeline,
+    PlannedStage,
+    contraction_of,
+)
+from stagewright.optimizer.pipedream.topology import IntArray
+
+TOLERANCE = 1e-12
+MOST_PAIRS = 2e7
+"""A set of devices and its last stage: about ten seconds in all."""
+NOWHERE = -1
+
+
+def solve(problem: MixedProblem) -> PlannedPipeline | None:
+    """Return the optimal plan; None if none fits into memory.
+
+    Raises:
+        InputError: there are too many devices of too many types.
+    """
+    space = _Space(problem)
+    best = _Reach(space, np.inf).stages()
+    if best is None:
+        return None
+    low, high = 0.0, _value_s(best)
+    while high - low > TOLERANCE * high:
+        middle = (low + high) / 2
+        found = _Reach(space, middle).stages()
+        if found is None:
+            low = middle
+            continue
+        if _value_s(found) < _value_s(best):
+            best = found
+        high = min(middle, _value_s(found))
+    value_s = _value_s(best)
+    contracted = contraction_of(problem.cuts)
+    return PlannedPipeline(
+        solver="exact",
+        stages=best,
+        value_s=value_s,
+        bound_s=min(problem.lower_bound_s, value_s) if contracted else value_s,
+        space="all cuts, device types in any order, "
+        + ("no replicas" if problem.straight else "any replicas of one or several types per stage")
+        + ", stages over several servers, idle devices allowed"
+        + (f"; {contracted}" if contracted else ""),
+        cuts=problem.cuts,
+    )
+
+
+def _value_s(stages: tuple[PlannedStage, ...]) -> float:
+    return max(stage.stage_s for stage in stages)
+
+
+class _Space:
+    """The sets of devices that stages and plans can use, by number."""
+
+    def __init__(self, problem: MixedProblem) -> None:
+        self.problem = problem
+        counts = np.array([len(group.ranks) for group in problem.classes])
+        pairs = float(np.prod((counts + 1.0) * (counts + 2.0) / 2))
+        if pairs > MOST_PAIRS:
+            raise InputError(
+                f"{problem.num_devices} devices in {len(counts)} groups of one type and server have "
+                f"{pairs:.0e} ways to add a stage, expected at most {MOST_PAIRS:.0e}; plan for fewer devices, "
+                "or use stagewright optimize"
+            )
+        shape = tuple(counts + 1)
+        self.sets: IntArray = np.indices(shape).reshape(len(counts), -1).T
+        """(D, classes) devices of each set; a set's row is its number."""
+        self.sizes: IntArray = self.sets.sum(axis=1)
+        self.order: IntArray = np.lexsort((np.arange(len(self.sets)), self.sizes))
+        servers = np.array([group.server for group in problem.classes])
+        ranks_of_types = [problem.types.index(group.device_type) for group in problem.classes]
+        used = self.sets > 0
+        self.slowest: IntArray = np.where(used, np.array(ranks_of_types), 0).max(axis=1)
+        """Of each set, the slowest type, as an index into problem.types."""
+        most = np.where(used, servers, -1).max(axis=1)
+        least = np.where(used, servers, len(servers)).min(axis=1)
+        self.server: IntArray = np.where(most == least, most, SPANNING)
+        """Of each set, the server that holds it, or SPANNING."""
+        self.stages: IntArray = np.flatnonzero(
+            self.sizes == 1 if problem.straight else self.sizes > 0
+        )
+        """The numbers of the sets that a stage may have."""
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """The last stages of one set of devices, each with the cut that it may start at."""
+
+    stages: IntArray
+    starts: IntArray
+    ends: IntArray
+
+
+class _Reach:
+    """How far plans under a threshold reach, for every set of devices and place of the last stage."""
+
+    def __init__(self, space: _Space, threshold_s: float) -> None:
+        self._space = space
+        self._threshold_s = threshold_s
+        problem = space.problem
+        self._places = (*range(problem.num_servers), SPANNING)
+        """Where a last stage can be."""
+        self._last_inside = self._last_allowed(0)
+        self._last_between = self._last_allowed(SPANNING)
+        self._ends = self._furthest_ends()
+        shape = (len(space.sets), len(self._places))
+        self._at = np.full(shape, NOWHERE)
+        """The last cut reached by the set, with its last stage at the place."""
+        self._start = np.full(shape, NOWHERE)
+        """From where the last stage of the set goes on, if it is at the place."""
+        self._stage = np.full(shape, NOWHERE)
+        self._start[0] = 0
+
+    def _last_allowed(self, server: int) -> IntArray:
+        """Return (n + 1,) the last cut up to each at which a border under the threshold may be."""
+        allowed = self._space.problem.transfer_s(server) <= self._threshold_s
+        allowed[0] = allowed[-1] = True
+        return np.maximum.accumulate(np.where(allowed, np.arange(len(allowed)), 0))
+
+    def _furthest_ends(self) -> IntArray:
+        """Return (types, N + 1, 2, n + 1) how far a stage from each cut gets; the link: SPANNING or not."""
+        problem = self._space.problem
+        size = len(problem.cuts)
+        ends = np.zeros((len(problem.types), problem.num_devices + 1, 2, size), dtype=np.intp)
+        for kind, name in enumerate(problem.types):
+            for replicas in range(1, 2 if problem.straight else problem.num_devices + 1):
+                for link in range(2 if problem.num_servers > 1 else 1):
+                    rates = problem.rates(name, replicas, SPANNING if link else 0)
+                    limits = rates + self._threshold_s
+                    ends[kind, replicas, link] = np.searchsorted(rates, limits, "right") - 1
+        return ends
+
+    def stages(self) -> tuple[PlannedStage, ...] | None:
+        """Return a plan under the threshold; None if there is none."""
+        end = len(self._space.problem.cuts) - 1
+        for number in self._space.order[1:]:
+            self._extend(int(number))
+            places = np.flatnonzero(self._at[number] == end)
+            if len(places):
+                return self._read(int(number), int(places[0]))
+        return None
+
+    def _extend(self, number: int) -> None:
+        """Find how far the plans of a set of devices get, from those of its subsets."""
+        ways = self._ways(number)
+        servers = self._space.server[ways.stages]
+        for index, place in enumerate(self._places):
+            chosen = np.flatnonzero(servers == place)
+            if len(chosen):
+                best = chosen[np.argmax(ways.ends[chosen])]
+                if ways.ends[best] > ways.starts[best]:
+                    self._at[number, index] = ways.ends[best]
+                    self._stage[number, index] = ways.stages[best]
+        between = self._last_between[self._at[number]]
+        between[self._at[number] == NOWHERE] = NOWHERE
+        inside = self._last_inside[self._at[number]]
+        inside[self._at[number] == NOWHERE] = NOWHERE
+        self._start[number] = between.max()
+        inner = slice(0, len(self._places) - 1)
+        self._start[number, inner] = np.maximum(inside[inner], self._start[number, inner])
+
+    def _ways(self, number: int) -> _Ways:
+        space, problem = self._space, self._space.problem
+        stages = space.stages
+        stages = stages[(space.sets[stages] <= space.sets[number]).all(axis=1)]
+        servers = space.server[stages]
+        # SPANNING is -1, which is also the last place.
+        starts = self._start[number - stages, servers]
+        stages, servers, starts = (a[starts != NOWHERE] for a in (stages, servers, starts))
+        replicas = space.sizes[stages]
+        links = (servers == SPANNING).astype(np.intp)
+        ends = self._ends[space.slowest[stages], replicas, links, starts]
+        if problem.memory_bytes is not None:
+            behind = problem.num_devices - int(space.sizes[number])
+            most = np.array([problem.most_kept_bytes(behind, int(m)) for m in replicas])
+            kept = problem.kept_bytes
+            ends = np.minimum(ends, np.searchsorted(kept, kept[starts] + most, "right") - 1)
+        return _Ways(stages, starts, ends)
+
+    def _read(self, number: int, index: int) -> tuple[PlannedStage, ...]:
+        """Return the stages of the plan that the tables hold for a set and the place of its last stage."""
+        space, problem = self._space, self._space.problem
+        found: list[tuple[int, int, tuple[int, ...], int]] = []
+        end = len(problem.cuts) - 1
+        while number:
+            stage = int(self._stage[number, index])
+            place = self._places[index]
+            before = number - stage
+            start = int(self._start[before, index])
+            index, link = self._origin(before, index, start)
+            found.append((start, end, tuple(map(int, space.sets[stage])), link if start else place))
+            number, end = before, start
+        return _with_ranks(problem, found[::-1])
+
+    def _origin(self, number: int, index: int, start: int) -> tuple[int, int]:
+        """Return where the stage before is (as an index) and the link to one at a place, from a cut on."""
+        if not number:
+            return index, self._places[index]
+        own = int(self._at[number, index])
+        if index < len(self._places) - 1 and own != NOWHERE and self._last_inside[own] == start:
+            return index, self._places[index]
+        for other, at in enumerate(self._at[number]):
+            if at != NOWHERE and self._last_between[at] == start:
+                return other, SPANNING
+        raise AssertionError("the tables hold a cut that no stage reaches")
+
+
+def _with_ranks(
+    problem: MixedProblem, found: list[tuple[int, int, tuple[int, ...], int]]
+) -> tuple[PlannedStage, ...]:
+    """Return the stages; each takes the next free ranks of its classes."""
+    taken = [0] * len(problem.classes)
+    stages = []
+    for first, last, devices, link in found:
+        ranks: list[int] = []
+        for index, count in enumerate(devices):
+            ranks += problem.classes[index].ranks[taken[index] : taken[index] + count]
+            taken[index] += count
+        stages.append(problem.planned(first, last, devices, tuple(sorted(ranks)), link))
+    return tuple(stages)
