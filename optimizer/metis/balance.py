@@ -43,15 +43,16 @@ def _deal(
     part_demand = [value / PARTS for value in demand for _ in range(PARTS)]
     unassigned, cursor = [], 0
     for stage in range(num_stages - 1):
+        room = left[stage]
         while cursor < num_parts - PARTS - 1:
-            if left[stage] > part_demand[cursor]:
-                stages[stage].append(cursor)
-                left[stage] -= part_demand[cursor]
-                cursor += 1
+            cursor += 1
+            if room > part_demand[cursor - 1]:
+                stages[stage].append(cursor - 1)
+                room -= part_demand[cursor - 1]
             else:
-                unassigned.append(cursor)
-                cursor += 1
+                unassigned.append(cursor - 1)
                 break
+        left[stage] = room
     unassigned.extend(range(cursor, num_parts))
     _deal_to_last(unassigned, stages[-1], left, part_demand)
     lowest = [min(parts, default=-1) for parts in stages]
@@ -75,11 +76,13 @@ def _deal_to_last(
     unassigned: list[int], last: list[int], left: list[float], part_demand: Sequence[float]
 ) -> None:
     """Give the last stage its parts, from the end on, and take them out of the unassigned ones."""
-    for part in sorted(unassigned, reverse=True):
-        if len(last) < PARTS or (part + 1 == last[-1] and left[-1] > part_demand[part]):
-            last.append(part)
-            left[-1] -= part_demand[part]
-            unassigned.remove(part)
+    while unassigned:
+        part = unassigned[-1]
+        adjacent = bool(last) and part + 1 == last[-1]
+        if len(last) >= PARTS and not (adjacent and left[-1] > part_demand[part]):
+            break
+        last.append(unassigned.pop())
+        left[-1] -= part_demand[part]
 
 
 def _layers_kept(parts: Sequence[int]) -> list[int]:

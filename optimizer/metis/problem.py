@@ -85,6 +85,7 @@ class Problem:
     """Tensor-parallel degrees that a stage can have."""
     batch_sizes: tuple[int, ...] = field(init=False)
     """Micro-batch sizes that every device type must have been profiled at."""
+    _devices: dict[str, DeviceKind] = field(init=False, repr=False)
     _profiles: dict[tuple[str, int, int], Profile] = field(init=False, repr=False)
     _measured: frozenset[int] = field(init=False, repr=False)
     _sums: dict[tuple[str, int, int, int, int], float] = field(
@@ -116,6 +117,7 @@ class Problem:
         for attribute, value in (
             ("degrees", degrees),
             ("batch_sizes", sizes),
+            ("_devices", {device.name: device for device in self.devices}),
             ("_profiles", profiles),
             ("_measured", frozenset(measured)),
         ):
@@ -134,7 +136,7 @@ class Problem:
         return tuple(number for number in range(size, 0, -1) if size % number == 0)
 
     def device(self, name: str) -> DeviceKind:
-        return next(device for device in self.devices if device.name == name)
+        return self._devices[name]
 
     def span(self, node_sequence: Sequence[str]) -> Span:
         """Return all ranks, in the order of a node sequence."""

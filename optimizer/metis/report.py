@@ -136,7 +136,9 @@ def exact_text(report: dict[str, Any]) -> str:
         if report["proven"]:
             return "no plan is feasible: every one exceeds the memory (proven)"
         return "no plan was found within the time limit"
-    proof = "proven optimal under Metis's formula" if report["proven"] else "stopped by the time limit"
+    proof = (
+        "proven optimal under Metis's formula" if report["proven"] else "stopped by the time limit"
+    )
     return "\n".join(
         [
             ", ".join(LOG_COLUMNS[:7]),

@@ -72,7 +72,7 @@ def random_problem(
             for size in sizes:
                 key = ProfileKey(device_type=name, tensor_parallel=degree, batch_size=size)
                 profiles[key] = _random_profile(rng, num_layers, size / degree)
-    scarcity = rng.choice([2.0, 8.0, 100.0])
+    scarcity = rng.choice([0.1, 0.2, 0.5, 100.0])
     settings = Settings(
         num_layers=num_layers,
         global_batch_size=global_batch_size,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stagewright.optimizer.metis.cost import cost_of
@@ -80,7 +80,6 @@ def small_problems(draw: st.DrawFn) -> Problem:
     return random_problem(draw(st.integers(0, 10**9)), counts, num_layers, batch_size)
 
 
-@settings(max_examples=60)
 @given(small_problems(), st.booleans())
 def test_the_optimum_is_the_cheapest_of_all_plans(problem: Problem, fit_devices: bool) -> None:
     costs = [
