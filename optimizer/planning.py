@@ -19,12 +19,14 @@ from .given import GivenStages
 from .infeasible import explain
 from .load import Inputs
 from .problem import Problem
-from .solvers import brute_force, exact
+from .solvers import brute_force, exact, hierarchical, local_search
 from .solvers.solution import Solution
 
 SOLVERS: Mapping[str, Callable[[Problem], Solution | None]] = {
     "exact": exact.solve,
     "brute-force": brute_force.solve,
+    "local-search": local_search.solve,
+    "hierarchical": hierarchical.solve,
 }
 OBJECTIVES: Mapping[Objective, str] = {
     "step-time": "step_ms",
@@ -43,6 +45,8 @@ class Request:
     schedule: str = "1f1b"
     objective: Objective = "step-time"
     solver: str = "exact"
+    time_limit_s: float | None = None
+    """The search stops after it and reports the best plan so far with its gap; None: when it is proven."""
     optimizer: str = "sgd-momentum"
     overlap: Overlap = "full"
     max_stages: int | None = None
@@ -76,8 +80,11 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     started = time.perf_counter()
     found: list[tuple[Solution, Problem]] = []
     problems = [_problem(inputs, request, size) for size in _microbatch_sizes(inputs, request)]
-    for problem in problems:
-        solution = _solve(problem, request)
+    for index, problem in enumerate(problems):
+        limit_s = request.time_limit_s
+        if limit_s is not None:
+            limit_s = (limit_s - (time.perf_counter() - started)) / (len(problems) - index)
+        solution = _solve(problem, request, limit_s)
         if solution is not None:
             found.append((solution, problem))
     if not found:
@@ -120,6 +127,8 @@ def _check(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    if request.time_limit_s is not None and not request.time_limit_s > 0:
+        raise InputError(f"--time-limit is {request.time_limit_s}, expected seconds above 0")
 
 
 def _microbatch_sizes(inputs: Inputs, request: Request) -> list[int]:
@@ -161,10 +170,10 @@ def _problem(inputs: Inputs, request: Request, microbatch_size: int) -> Problem:
     )
 
 
-def _solve(problem: Problem, request: Request) -> Solution | None:
+def _solve(problem: Problem, request: Request, limit_s: float | None) -> Solution | None:
     """Return a solver's solution, or the user's stages scored; None if it does not fit into memory."""
     if request.given is None:
-        return SOLVERS[request.solver](problem)
+        return SOLVERS[request.solver](problem, limit_s)
     choices = request.given.choices(problem)
     tables = StageTables(problem)
     prediction = predict(draft(tables, choices), problem)
