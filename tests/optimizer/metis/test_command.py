@@ -1,7 +1,6 @@
 """The metis command with real files: what it prints, writes and refuses."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,8 +11,6 @@ from typing import Any
 import pytest
 
 from stagewright.cli import run
-from stagewright.document import InputError
-from stagewright.optimizer.metis import picture
 from stagewright.optimizer.metis.command import main
 from stagewright.profiler import synthetic
 
@@ -87,25 +84,6 @@ def test_the_log_holds_every_plan_with_metis_columns(
     assert sum(row["executable"] == "True" for row in rows) == found["num_executable"] == 60
     assert rows[3]["strategies"] == "[(16, 1), (16, 1)]"
     assert rows[3]["layer_partition"] == "[0, 3, 10]"
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="matplotlib is missing")
-def test_the_plot_is_written(
-    row_1: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "plans.svg"
-    assert json_of([*row_1, "--trials", "1", "--plot", str(path)], capsys)["files"] == [str(path)]
-    assert "<svg" in path.read_text()
-
-
-def test_a_plot_without_matplotlib_or_of_an_unknown_kind_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'stagewright\[report\]'"):
-        picture.check_can_draw(Path("plans.png"))
-    with pytest.raises(InputError, match=r"suffix is '\.gif', expected \.png"):
-        picture.check_can_draw(Path("plans.gif"))
 
 
 @pytest.mark.parametrize(
