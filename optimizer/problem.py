@@ -1,5 +1,7 @@
 """What is to be planned: the measured inputs with the user's choices."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,6 +10,7 @@ from stagewright.document import InputError
 from stagewright.graph import LayerGraph, LayerNode, unique_parameters
 
 from .borders import chain_of
+from .constraints import NO_CONSTRAINTS, Constraints
 from .costs.cost import Objective, Overlap, state_copies
 from .load import Inputs
 
@@ -48,6 +51,12 @@ class Problem:
     count_memory: bool = True
     count_update: bool = True
     max_stages: int | None = None
+    constraints: Constraints = NO_CONSTRAINTS
+
+    @property
+    def is_inference(self) -> bool:
+        """Whether nothing is trained: no loss, no backward, no gradients, no update."""
+        return self.objective == "latency"
 
     @cached_property
     def chain(self) -> tuple[LayerNode, ...]:
@@ -73,13 +82,61 @@ class Problem:
     def memory_limit(self, device_type: str) -> int:
         return self.inputs.cluster.device_types[device_type].memory_bytes
 
+    def price_per_hour(self, devices: tuple[int, ...]) -> float:
+        """Return the price of some devices of each group.
+
+        Raises:
+            InputError: a type has none.
+        """
+        return sum(
+            count * self._price(group.device_type)
+            for count, group in zip(devices, self.groups, strict=True)
+            if count
+        )
+
+    def worth_of_ms(self, stages: Sequence[tuple[int, ...]]) -> float:
+        """Return what a millisecond of a plan counts: the price per hour of its devices, or 1.
+
+        Args:
+            stages: how many devices of each group each of its stages uses.
+
+        Raises:
+            InputError: the objective is cost, and a type has no price.
+        """
+        if self.objective != "cost":
+            return 1.0
+        return self.price_per_hour(tuple(map(sum, zip(*stages, strict=True))))
+
+    def _price(self, device_type: str) -> float:
+        price = self.inputs.cluster.device_types[device_type].price_per_hour
+        if price is None:
+            raise InputError(
+                f"{self.inputs.cluster_path}: device type {device_type!r} has no price_per_hour, which "
+                "--objective cost and --budget need; add it"
+            )
+        return price
+
+    def may_use(self, devices: tuple[int, ...]) -> bool:
+        """Return whether a plan may use some devices of each group in all."""
+        limits = self.constraints
+        if limits.most_devices is not None and sum(devices) > limits.most_devices:
+            return False
+        budget = limits.budget_per_hour
+        return budget is None or self.price_per_hour(devices) <= budget * (1 + 1e-12)
+
+    @property
+    def most_load_ms(self) -> float:
+        """The largest load that a stage may have: in inference, a period's for every micro-batch."""
+        period_ms = self.constraints.period_ms
+        return math.inf if period_ms is None else period_ms * self.num_microbatches * (1 + 1e-12)
+
     def whole_update_ms(self, device_type: str) -> float:
         """Return the measured update of all parameters; 0 if the user asked not to count it.
 
         Raises:
             InputError: it was not measured.
         """
-        if not self.count_update:
+        if not self.count_update or self.is_inference:
             return 0.0
         whole = self.inputs.graphs[device_type].whole_at(self.microbatch_size)
         if whole is None:
@@ -97,6 +154,8 @@ class Problem:
             InputError: it was measured, but not at this micro-batch size.
         """
         graph = self.inputs.graphs[device_type]
+        if self.is_inference:
+            return 0.0, 0.0
         for cost in graph.loss:
             if cost.batch_size == self.microbatch_size:
                 return cost.forward_ms, cost.backward_ms
@@ -111,7 +170,7 @@ class Problem:
         """Return what autograd keeps for the loss."""
         graph = self.inputs.graphs[device_type]
         saved = [c.saved_bytes for c in graph.loss if c.batch_size == self.microbatch_size]
-        if not saved:
+        if not saved or self.is_inference:
             return 0
         if saved[0] is None:
             raise self._not_measured(device_type, "the loss")
@@ -123,6 +182,8 @@ class Problem:
         Raises:
             InputError: it was not measured.
         """
+        if self.is_inference:
+            return 0
         saved = layer.cost_at(self.microbatch_size).saved_bytes
         if saved is None:
             raise self._not_measured(device_type, f"layer {layer.name!r}")

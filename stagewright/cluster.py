@@ -19,6 +19,9 @@ class DeviceType(Record):
     def __post_init__(self) -> None:
         if self.memory_bytes < 1:
             raise ValueError(f"memory_bytes is {self.memory_bytes}, expected at least 1")
+        price = self.price_per_hour
+        if price is not None and not (math.isfinite(price) and price >= 0):
+            raise ValueError(f"price_per_hour is {price}, expected a finite number from 0")
 
 
 class DeviceGroup(Record):

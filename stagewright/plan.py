@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stagewright.document import Format, Record, load_record, save_record
 from stagewright.schedule import Edge, Pipeline, Schedule, Worker
-from stagewright.scheduling import SCHEDULES, make_schedule
+from stagewright.scheduling import FORWARD_ONLY, SCHEDULES, make_schedule
 from stagewright.value import ValueSpec, tensors_of
 
 PLAN_FORMAT = Format(name="stagewright.plan", version=1)
@@ -147,9 +147,9 @@ class Plan(Record, dict=True):
     def __post_init__(self) -> None:
         if self.microbatch_size < 1 or self.num_microbatches < 1:
             raise ValueError("microbatch_size and num_microbatches must be at least 1")
-        if self.schedule not in SCHEDULES:
+        if self.schedule not in (*SCHEDULES, FORWARD_ONLY):
             raise ValueError(
-                f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
+                f"schedule is {self.schedule!r}, expected one of {', '.join((*SCHEDULES, FORWARD_ONLY))}"
             )
         if not self.stages:
             raise ValueError("stages is empty, expected at least one stage")

@@ -17,6 +17,9 @@ from stagewright.document import InputError
 from stagewright.schedule import Action, Pipeline, Schedule
 
 SCHEDULES = ("gpipe", "1f1b")
+"""Of training steps."""
+FORWARD_ONLY = "forward"
+"""The schedule of inference: every forward, no backward."""
 
 
 def make_schedule(name: str, pipeline: Pipeline) -> Schedule:
@@ -26,6 +29,7 @@ def make_schedule(name: str, pipeline: Pipeline) -> Schedule:
     1f1b: a rank runs a forward while it holds fewer units than the replicas behind it need to stay busy
     (`units_allowed`), else a backward. (Two backwards in a row, where replicas finish together, would starve
     one of them.)
+    forward: every forward, no backward.
 
     Raises:
         InputError: there is no schedule of that name.
@@ -35,6 +39,8 @@ def make_schedule(name: str, pipeline: Pipeline) -> Schedule:
             worker.rank: pipeline.num_microbatches for w in pipeline.stages for worker in w
         }
         return _run(pipeline, [everything] * len(pipeline.stages), forwards_first=True)
+    if name == FORWARD_ONLY:
+        return forward_schedule(pipeline)
     if name == "1f1b":
         return _run(pipeline, units_allowed(pipeline), forwards_first=False)
     raise InputError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")

@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 
 from stagewright.cluster import Link
 from stagewright.document import InputError
+from stagewright.scheduling import FORWARD_ONLY
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Numbers = float | FloatArray
 
-Objective = Literal["step-time", "throughput"]
+Objective = Literal["step-time", "throughput", "cost", "latency"]
+"""cost: price of a step, so step time on given devices; latency: one micro-batch, forward only."""
 Overlap = Literal["full", "none"]
+
+FORWARD_UNITS = 2
+"""Units that a rank holds without backward: one in work, one that arrives or leaves."""
 
 STATE_COPIES = {"sgd": 0, "sgd-momentum": 1, "adam": 2, "adamw": 2}
 """Tensors of a parameter's size that each optimizer keeps per trained parameter, in its dtype."""
@@ -116,12 +121,27 @@ def units_held(
 ) -> IntArray:
     """Return the most units that each replica holds between forward and backward.
 
-    gpipe: all of its own. 1f1b: its part, by share, of one unit per replica from its stage to the last
-    (stagewright.scheduling.units_allowed), and never more than its own.
+    gpipe: all of its own. forward: the one in work and the one that arrives or leaves. 1f1b: its part, by
+    share, of one unit per replica from its stage to the last (stagewright.scheduling.units_allowed), and never
+    more than its own.
     """
     if schedule == "gpipe":
         return counts
+    if schedule == FORWARD_ONLY:
+        return np.minimum(counts, FORWARD_UNITS)
     return np.minimum(counts, -(-replicas_behind * counts // num_microbatches))
+
+
+def has_flush(objective: Objective) -> bool:
+    """Return whether an objective counts whole steps, from empty pipeline to empty pipeline."""
+    return objective in ("step-time", "cost")
+
+
+def objective_ms(objective: Objective, sum_ms: float, load_ms: float) -> float:
+    """Return the time that an objective counts, of a plan's sum of latencies and its largest load."""
+    if objective == "latency":
+        return sum_ms
+    return load_ms + (sum_ms if has_flush(objective) else 0.0)
 
 
 def compute_load_ms(
@@ -134,12 +154,12 @@ def compute_load_ms(
         busy_ms: all micro-batches of the replica that computes longest.
         end_ms: gradient sum and update.
     """
-    return busy_ms + end_ms - (latency_ms if objective == "step-time" else 0.0)
+    return busy_ms + end_ms - (latency_ms if has_flush(objective) else 0.0)
 
 
 def link_load_ms(objective: Objective, most_messages: Numbers, message_ms: Numbers) -> Numbers:
     """Return the load of the busiest receiver's link, one message at a time in each direction."""
-    return (most_messages - (1 if objective == "step-time" else 0)) * message_ms
+    return (most_messages - (1 if has_flush(objective) else 0)) * message_ms
 
 
 def window_rounds(
@@ -155,6 +175,8 @@ def window_rounds(
         replica_ms, counts, units: (R, ...) t, n and u of each replica; the result has the same shape.
     """
     rounds = counts / np.maximum(units, 1)
-    if objective == "throughput":
+    if objective == "latency":  # Nothing waits for a backward.
+        return np.zeros_like(rounds), np.zeros_like(replica_ms)
+    if not has_flush(objective):
         return rounds, rounds * replica_ms
     return rounds - 1, rounds * replica_ms - replica_ms.max(axis=0)

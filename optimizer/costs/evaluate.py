@@ -15,11 +15,12 @@ from .cost import (
     compute_load_ms,
     gradient_sum_ms,
     link_load_ms,
+    objective_ms,
     transfer_ms,
     update_ms,
     window_rounds,
 )
-from .footprint import Overflow, overflows, parameter_bytes, peak_bytes, units_of
+from .footprint import Overflow, overflows, peak_bytes, trained_parameter_bytes, units_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Score:
     load_ms: float
     """The busiest part's time for everything else."""
     value_ms: float
-    """The objective."""
+    """The objective, in time; for cost, the step time."""
     predictions: tuple[tuple[ReplicaPrediction, ...], ...]
     """Per stage and replica."""
     overflows: tuple[Overflow, ...]
@@ -59,7 +60,7 @@ def score(plan: Plan, problem: Problem) -> Score:
     return Score(
         sum_ms=sum_ms,
         load_ms=load_ms,
-        value_ms=load_ms + (sum_ms if problem.objective == "step-time" else 0.0),
+        value_ms=objective_ms(problem.objective, sum_ms, load_ms),
         predictions=tuple(predictions),
         overflows=overflows(plan, problem, predictions) if problem.count_memory else (),
     )
@@ -132,12 +133,14 @@ def _predict(
             loss_forward, loss_backward = problem.loss_ms(replica.device_type)
         whole_ms = problem.whole_update_ms(replica.device_type)
         stage_update_ms = update_ms(
-            whole_ms, float(parameter_bytes(layers, graph)[1]), float(trained_bytes(graph))
+            whole_ms, float(trained_parameter_bytes(problem, layers)), float(trained_bytes(graph))
         )
         predictions.append(
             ReplicaPrediction(
                 forward_ms=sum(cost.forward_ms for cost in costs) + loss_forward,
-                backward_ms=sum(cost.backward_ms for cost in costs) + loss_backward,
+                backward_ms=0.0
+                if problem.is_inference
+                else sum(cost.backward_ms for cost in costs) + loss_backward,
                 reduce_ms=reduce_ms,
                 update_ms=float(stage_update_ms),
                 peak_bytes=peak,
@@ -159,9 +162,11 @@ def _reduce_ms(plan: Plan, problem: Problem, stage: int, sharing: Sequence[Seque
         if other != stage:
             others |= set(unique_parameters(model, _layers(plan, problem, other)))
     shared = sum(
-        p.spec.bytes_at(1) for name, p in own.items() if name in others and p.spec.requires_grad
+        p.spec.bytes_at(1)
+        for name, p in own.items()
+        if name in others and p.spec.requires_grad and not problem.is_inference
     )
-    trained = parameter_bytes(_layers(plan, problem, stage), model)[1]
+    trained = trained_parameter_bytes(problem, _layers(plan, problem, stage))
     replicas = plan.stages[stage].replicas
     inside = problem.links_inside(frozenset(replica.server for replica in replicas))
     everywhere = problem.links_inside(problem.all_servers)
@@ -182,7 +187,6 @@ def _messages_ms(plan: Plan, problem: Problem, stage: int) -> tuple[float, float
     links = problem.links_across(before if len(before) == 1 else problem.all_servers, own)
     borders = [border for border in plan.borders if border.target == stage]
     size = plan.microbatch_size
-    return (
-        float(transfer_ms(float(sum(b.forward_bytes(size) for b in borders)), links)),
-        float(transfer_ms(float(sum(b.backward_bytes(size) for b in borders)), links)),
-    )
+    forward = sum(b.forward_bytes(size) for b in borders)
+    backward = 0 if problem.is_inference else sum(b.backward_bytes(size) for b in borders)
+    return float(transfer_ms(float(forward), links)), float(transfer_ms(float(backward), links))

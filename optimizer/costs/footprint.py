@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from stagewright.graph import LayerGraph, LayerNode, StoredTensor, unique_parameters
 from stagewright.optimizer.problem import Problem
 from stagewright.plan import Border, Plan, Replica, ReplicaPrediction
-from stagewright.scheduling import units_allowed
+from stagewright.scheduling import FORWARD_ONLY, units_allowed
 from stagewright.value import TensorSpec, tensors_of
 
-from .cost import memory_bytes
+from .cost import FORWARD_UNITS, memory_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def peak_bytes(plan: Plan, problem: Problem, stage: int, counts: Sequence[int]) 
     """Return the peak of each replica of a stage, given the micro-batches that each is dealt."""
     model = problem.inputs.model
     layers = [model.by_name[name] for name in plan.stages[stage].layers]
-    parameters, trained = parameter_bytes(layers, model)
+    parameters = parameter_bytes(layers, model)[0]
+    trained = trained_parameter_bytes(problem, layers)
     exchanged, gradients = _exchanged_bytes(plan, problem, stage, layers)
     units = units_of(plan, stage, counts)
     peaks = []
@@ -66,6 +67,8 @@ def units_of(plan: Plan, stage: int, counts: Sequence[int]) -> list[int]:
     """Return the most units that each replica of a stage may hold; the schedule's rows never hold more."""
     if plan.schedule == "gpipe":
         return list(counts)
+    if plan.schedule == FORWARD_ONLY:
+        return [min(count, FORWARD_UNITS) for count in counts]
     allowed = units_allowed(plan.pipeline())[stage]
     replicas = plan.stages[stage].replicas
     return [min(allowed[r.rank], count) for r, count in zip(replicas, counts, strict=True)]
@@ -78,6 +81,11 @@ def parameter_bytes(layers: Sequence[LayerNode], graph: LayerGraph) -> tuple[int
     everything = sum(p.spec.bytes_at(1) for p in named)
     trained = sum(p.spec.bytes_at(1) for p in named if p.spec.requires_grad)
     return plain + everything, plain + trained
+
+
+def trained_parameter_bytes(problem: Problem, layers: Sequence[LayerNode]) -> int:
+    """Return the bytes of the parameters of some layers that a plan trains: none in inference."""
+    return 0 if problem.is_inference else parameter_bytes(layers, problem.inputs.model)[1]
 
 
 def _exchanged_bytes(
@@ -95,7 +103,7 @@ def _exchanged_bytes(
     values += sum(tensor.bytes_at(size) for tensor in (*outgoing, *loaded))
     gradients = sum(border.backward_bytes(size) for border in incoming)
     gradients += sum(tensor.bytes_at(size) for tensor in outgoing if tensor.requires_grad)
-    return values, gradients
+    return values, 0 if problem.is_inference else gradients
 
 
 def _sent_once(borders: Sequence[Border]) -> list[TensorSpec]:

@@ -65,7 +65,8 @@ def traffic_of(problem: Problem) -> Traffic:
             continue
         tensors = list(tensors_of(spec_of(layer, problem.microbatch_size)))
         forward = sum(t.bytes_at(problem.microbatch_size) for t in tensors)
-        backward = sum(t.bytes_at(problem.microbatch_size) for t in tensors if t.requires_grad)
+        trained = [t for t in tensors if t.requires_grad and not problem.is_inference]
+        backward = sum(t.bytes_at(problem.microbatch_size) for t in trained)
         if layer.is_input:
             _add_once(loaded, users[layer.name], forward)
             continue
@@ -90,14 +91,15 @@ def holdings_of(problem: Problem) -> Holdings:
     for layer, where in _held_at(graph, problem.chain):
         if not layer.parameters:
             _add_once(parameters, where, layer.parameter_bytes)
-            _add_once(trained, where, layer.parameter_bytes)
+            if not problem.is_inference:
+                _add_once(trained, where, layer.parameter_bytes)
         if not layer.buffers:
             _add_once(buffers, where, layer.buffer_bytes)
         for stored in (*layer.parameters, *layer.buffers):
             key = (stored in layer.buffers, canonical.get(stored.name, stored.name))
             holders.setdefault(key, set()).update(where)
             num_bytes[key] = stored.spec.bytes_at(1)
-            if stored.spec.requires_grad and not key[0]:
+            if stored.spec.requires_grad and not key[0] and not problem.is_inference:
                 is_trained.add(key)
     for key, found in holders.items():
         where = sorted(found)
@@ -116,7 +118,8 @@ def times_of(problem: Problem, device_type: str, holdings: Holdings) -> Times:
     for layer, where in _held_at(graph, tuple(graph.by_name[s.name] for s in problem.chain)):
         cost = layer.cost_at(problem.microbatch_size)
         _add_once(forward, where, cost.forward_ms)
-        _add_once(backward, where, cost.backward_ms)
+        if not problem.is_inference:
+            _add_once(backward, where, cost.backward_ms)
         if problem.count_memory:
             _add_once(saved, where, problem.saved_bytes(device_type, layer))
     loss_forward, loss_backward = problem.loss_ms(device_type)

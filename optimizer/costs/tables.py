@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,7 @@ class StageTables:
             self.places.append(problem.all_servers)
         self._tables: dict[tuple[Devices, int], StageTable] = {}
         self._windows: dict[tuple[Devices, int, int], tuple[FloatArray, FloatArray]] = {}
+        self._allowed: dict[frozenset[str], NDArray[np.bool_]] = {}
         self._fits: dict[tuple[Devices, int, int], NDArray[np.bool_]] = {}
 
     @cached_property
@@ -77,7 +79,19 @@ class StageTables:
         """Every set of devices that a stage can have, not more than there are micro-batches."""
         ranges = [range(len(group.slots) + 1) for group in self.problem.groups]
         sets = (d for d in itertools.product(*ranges) if sum(d) > 0)
-        return tuple(d for d in sets if sum(d) <= self.problem.num_microbatches)
+        most = 1 if self.problem.constraints.straight else self.problem.num_microbatches
+        return tuple(d for d in sets if sum(d) <= most)
+
+    def allowed_runs(self, device_types: frozenset[str]) -> NDArray[np.bool_]:
+        """Return (L + 1, L + 1) which runs of layers the user lets be a stage on devices of some types."""
+        fixed = self.problem.constraints.fixed
+        if fixed is None:
+            return np.ones((self.size + 1, self.size + 1), dtype=bool)
+        if device_types not in self._allowed:
+            self._allowed[device_types] = fixed.allowed_runs(
+                self.problem.chain, sorted(device_types)
+            )
+        return self._allowed[device_types]
 
     def types_of(self, devices: Devices) -> list[str]:
         """Return the device type of each replica."""
@@ -100,18 +114,27 @@ class StageTables:
             self._tables[key] = self._make(devices, place_before)
         return self._tables[key]
 
-    def _make(self, devices: Devices, place_before: int) -> StageTable:
+    def stage(self, devices: Devices, place_before: int, first: int, last: int) -> StageTable:
+        """Return the costs of one run of layers, with arrays of no (replicas: one) dimension."""
+        return self._make(devices, place_before, (first, last))
+
+    def _make(
+        self, devices: Devices, place_before: int, at: tuple[int, int] | EllipsisType = ...
+    ) -> StageTable:
         problem, types = self.problem, self.types_of(devices)
         servers = self.servers_of(devices)
         links = problem.links_across(self.places[place_before], servers)
-        forward_ms = transfer_ms(self.traffic.received, links)
-        backward_ms = transfer_ms(self.traffic.received_gradient, links)
-        replica_ms = np.stack([self.times[t].forward_ms + self.times[t].backward_ms for t in types])
+        forward_ms = transfer_ms(self.traffic.received[at], links)
+        backward_ms = transfer_ms(self.traffic.received_gradient[at], links)
+        replica_ms = np.stack(
+            [self.times[t].forward_ms[at] + self.times[t].backward_ms[at] for t in types]
+        )
         if problem.overlap == "none":
             replica_ms = replica_ms + forward_ms + backward_ms
         counts = deal_counts(replica_ms, problem.num_microbatches)
         latency_ms = replica_ms.max(axis=0)
-        end_ms = self._reduce_ms(devices) + np.max([self.times[t].update_ms for t in types], axis=0)
+        update_ms = np.max([self.times[t].update_ms[at] for t in dict.fromkeys(types)], axis=0)
+        end_ms = self._reduce_ms(devices, at) + update_ms
         busy_ms = (counts * replica_ms).max(axis=0)
         load_ms = np.asarray(compute_load_ms(problem.objective, latency_ms, busy_ms, end_ms))
         incoming_ms = forward_ms + backward_ms
@@ -123,14 +146,19 @@ class StageTables:
             load_ms = np.maximum(load_ms, link_ms)
         return StageTable(latency_ms, incoming_ms, load_ms, replica_ms, counts)
 
-    def _reduce_ms(self, devices: Devices) -> FloatArray:
+    def _reduce_ms(
+        self, devices: Devices, at: tuple[int, int] | EllipsisType = ...
+    ) -> FloatArray:
         """Return the gradient sum: own parameters over the replicas, shared ones over the whole cluster."""
-        problem = self.problem
-        inside = problem.links_inside(self.servers_of(devices))
-        everywhere = problem.links_inside(problem.all_servers)
-        own_bytes = self.holdings.trained - self.holdings.shared
-        own_ms = gradient_sum_ms(own_bytes, sum(devices), inside)
-        return own_ms + gradient_sum_ms(self.holdings.shared, problem.num_devices, everywhere)
+        inside = self.problem.links_inside(self.servers_of(devices))
+        own_bytes = self.holdings.trained[at] - self.holdings.shared[at]
+        return gradient_sum_ms(own_bytes, sum(devices), inside) + self.shared_sum_ms[at]
+
+    @cached_property
+    def shared_sum_ms(self) -> FloatArray:
+        """(L + 1, L + 1) the gradient sum of parameters that other stages may hold, over the whole cluster."""
+        everywhere = self.problem.links_inside(self.problem.all_servers)
+        return gradient_sum_ms(self.holdings.shared, self.problem.num_devices, everywhere)
 
     def fits(self, devices: Devices, place_before: int, replicas_behind: int) -> NDArray[np.bool_]:
         """Return which runs of layers fit into the memory of all of some devices.
@@ -177,19 +205,24 @@ class StageTables:
         problem = self.problem
         return units_held(problem.schedule, counts, problem.num_microbatches, replicas_behind)
 
-    def memory(self, device_type: str, units: FloatArray) -> FloatArray:
-        """Return the bytes of every run of layers on a device type with some units in flight."""
+    def memory(
+        self,
+        device_type: str,
+        units: FloatArray,
+        at: tuple[int, int] | EllipsisType = ...,
+    ) -> FloatArray:
+        """Return the bytes of every run of layers, or one, on a device type with some units in flight."""
         traffic, holdings = self.traffic, self.holdings
         return np.asarray(
             memory_bytes(
-                parameter_bytes=holdings.parameters,
-                trained_bytes=holdings.trained,
-                buffer_bytes=holdings.buffers,
-                unit_bytes=self.times[device_type].saved
-                + traffic.received
-                + traffic.loaded
-                + traffic.sent,
-                gradient_message_bytes=traffic.received_gradient + traffic.sent_gradient,
+                parameter_bytes=holdings.parameters[at],
+                trained_bytes=holdings.trained[at],
+                buffer_bytes=holdings.buffers[at],
+                unit_bytes=self.times[device_type].saved[at]
+                + traffic.received[at]
+                + traffic.loaded[at]
+                + traffic.sent[at],
+                gradient_message_bytes=traffic.received_gradient[at] + traffic.sent_gradient[at],
                 copies=self.problem.copies,
                 units=units,
             )

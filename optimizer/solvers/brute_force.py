@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from stagewright.document import InputError
 from stagewright.optimizer.assemble import draft
-from stagewright.optimizer.costs.evaluate import score
+from stagewright.optimizer.costs.evaluate import Score, score
 from stagewright.optimizer.costs.tables import Devices, StageTables
 from stagewright.optimizer.problem import Problem, StageChoice
 
@@ -22,7 +22,7 @@ def solve(problem: Problem) -> Solution | None:
     tables = StageTables(problem)
     free = tuple(len(group.slots) for group in problem.groups)
     best: tuple[StageChoice, ...] | None = None
-    best_ms = float("inf")
+    best_value = best_ms = float("inf")
     number = 0
     for choices in every_plan(tables, 0, free):
         number += 1
@@ -32,8 +32,12 @@ def solve(problem: Problem) -> Solution | None:
                 "brute-force; use --solver exact"
             )
         found = score(draft(tables, choices), problem)
-        if not found.overflows and found.value_ms < best_ms:
-            best, best_ms = choices, found.value_ms
+        used = tuple(map(sum, zip(*(choice.devices for choice in choices), strict=True)))
+        if found.overflows or not (problem.may_use(used) and _in_time(problem, found)):
+            continue
+        weight = problem.worth_of_ms([used])
+        if weight * found.value_ms < best_value:
+            best, best_ms, best_value = choices, found.value_ms, weight * found.value_ms
     if best is None:
         return None
     return Solution(
@@ -44,6 +48,13 @@ def solve(problem: Problem) -> Solution | None:
         space=space_of(problem),
         evaluated=number,
     )
+
+
+def _in_time(problem: Problem, found: Score) -> bool:
+    """Return whether a plan keeps the deadline of its step and the period of its busiest part."""
+    deadline_ms = problem.constraints.deadline_ms
+    late = deadline_ms is not None and found.value_ms > deadline_ms * (1 + 1e-9)
+    return not late and found.load_ms <= problem.most_load_ms
 
 
 def every_plan(
@@ -60,5 +71,7 @@ def every_plan(
         if min(left) < 0:
             continue
         for last in range(first + 1, tables.size + 1):
+            if not tables.allowed_runs(frozenset(tables.types_of(devices)))[first, last]:
+                continue
             for tail in every_plan(tables, last, left, num_stages + 1):
                 yield (StageChoice(first, last, devices), *tail)

@@ -17,12 +17,14 @@ with device types and replicas behind a cut follows Narayanan et al., "PipeDream
 import heapq
 import itertools
 import math
+import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from stagewright.document import InputError
-from stagewright.optimizer.costs.cost import FloatArray, IntArray
+from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush
 from stagewright.optimizer.costs.tables import Devices, StageTables
 from stagewright.optimizer.problem import Problem, StageChoice
 
@@ -38,55 +40,137 @@ State = tuple[Devices, int, int]
 
 @dataclass(frozen=True)
 class _Found:
-    """The best plan under a threshold."""
+    """The plan of least latency under a threshold."""
 
-    sum_ms: float
     load_ms: float
     stages: tuple[StageChoice, ...]
 
 
-def solve(problem: Problem, *, most_thresholds: int = 2000) -> Solution | None:
-    """Return the optimal plan; None if no plan fits into memory.
+@dataclass(frozen=True)
+class _Class:
+    """Sets of devices on which a millisecond is worth the same."""
 
-    After most_thresholds thresholds the best plan so far is returned, with the bound proven by then.
+    weight: float
+    """What a plan's time is multiplied with: the price of its devices, or 1."""
+    sets: tuple[Devices, ...]
+    """Small ones first."""
+
+
+def solve(
+    problem: Problem,
+    time_limit_s: float | None = None,
+    *,
+    most_thresholds: int = 2000,
+    below: float = math.inf,
+) -> Solution | None:
+    """Return the optimal plan; None if no plan fits into memory and obeys the constraints.
+
+    After the time limit (once there is a plan), an interruption or most_thresholds thresholds the best plan
+    so far is returned, with the bound proven by then.
+
+    Args:
+        below: only plans whose value (of objective cost: price per hour x ms) is less are of interest.
 
     Raises:
-        InputError: the cluster is too large for this solver.
+        InputError: the cluster is too large for this solver, or a price is missing.
     """
-    search = _Search(problem)
-    weight = 1.0 if problem.objective == "step-time" else 0.0
-    best = search.best_under(math.inf)
-    if best is None:
+    deadline = math.inf if time_limit_s is None else time.perf_counter() + time_limit_s
+    search = Search(problem)
+    found = _Descent(search, below)
+    try:
+        while found.open and search.thresholds < most_thresholds:
+            if found.best is not None and time.perf_counter() > deadline:
+                break
+            proven = found.open[0]
+            found.step()
+    except KeyboardInterrupt:
+        if found.best is None:
+            raise
+        found.open.append(proven)
+    if found.best is None:
         return None
-    best_ms = weight * best.sum_ms + best.load_ms
-    # Open intervals (bound, low, high, sum): each plan with a load in (low, high] has at least that sum.
-    open_intervals = [(weight * best.sum_ms, 0.0, best.load_ms, best.sum_ms)]
-    while open_intervals and search.thresholds < most_thresholds:
-        _, low, high, least_sum = heapq.heappop(open_intervals)
-        high = min(high, best_ms * (1 - TOLERANCE) - weight * least_sum)
-        found = search.best_under(high) if high > low else None
-        if found is None:
-            continue
-        value_ms = weight * found.sum_ms + found.load_ms
-        if value_ms < best_ms:
-            best, best_ms = found, value_ms
-        # Plans with a load in (found.load_ms, high] have at least found's sum, so they are no better.
-        middle = (low + found.load_ms) / 2
-        for start, end in ((low, middle), (middle, found.load_ms)):
-            if end > start:
-                bound = weight * found.sum_ms + start
-                heapq.heappush(open_intervals, (bound, start, end, found.sum_ms))
-    bound_ms = min([best_ms, *(interval[0] for interval in open_intervals)])
-    if bound_ms >= best_ms * (1 - TOLERANCE):
-        bound_ms = best_ms
+    bound = min([found.value, *(interval[0] for interval in found.open)])
+    if bound >= found.value * (1 - TOLERANCE):
+        bound = found.value
     return Solution(
         solver="exact",
-        stages=best.stages,
-        value_ms=best_ms,
-        bound_ms=bound_ms,
+        stages=found.best.stages,
+        value_ms=found.value / found.weight if found.weight else 0.0,
+        bound_ms=bound / found.weight if found.weight else 0.0,
         space=space_of(problem),
         evaluated=search.thresholds,
     )
+
+
+class _Descent:
+    """Branch and bound over thresholds, for all classes of device sets at once."""
+
+    def __init__(self, search: "Search", below: float) -> None:
+        self.search = search
+        self.best: _Found | None = None
+        self.value = below
+        self.weight = 1.0
+        """Of the best plan's class."""
+        problem = search.problem
+        self.deadline_ms = problem.constraints.deadline_ms or math.inf
+        self.sum_weight = 1.0 if has_flush(problem.objective) or problem.is_inference else 0.0
+        self.load_weight = 0.0 if problem.is_inference else 1.0
+        nothing = (0.0,) * len(search.classes)
+        self.open = [(0.0, 0.0, problem.most_load_ms, nothing)] if nothing else []
+        """Intervals (bound, low, high, sums): plans of class c with a load in (low, high] have at least
+        latency sums[c]."""
+
+    def step(self) -> None:
+        """Look at the interval with the least bound."""
+        bound, low, high, least = heapq.heappop(self.open)
+        if bound >= self.value * (1 - TOLERANCE):
+            self.open.clear()
+            return
+        high = min(high, max(self._highest_load(c, least[c]) for c in range(len(least))))
+        if high <= low:
+            return
+        columns = self.search.fill(high)
+        states = [self.search.best_state(columns, c.sets) for c in self.search.classes]
+        sums = [math.inf] * len(states)
+        loads = [-math.inf] * len(states)
+        for index, (sum_ms, state) in enumerate(states):
+            if state is None or self._bound(index, sum_ms, low) >= self.value * (1 - TOLERANCE):
+                continue
+            found = self.search.read(state, columns)
+            self._offer(index, sum_ms, found)
+            sums[index], loads[index] = sum_ms, found.load_ms
+        # Plans of a class with a load in (loads[class], high] have at least the latency of the one found.
+        top = max(loads)
+        middle = (low + top) / 2
+        self._push(tuple(sums), low, middle)
+        above = (s if load > middle else math.inf for s, load in zip(sums, loads, strict=True))
+        self._push(tuple(above), middle, top)
+
+    def _offer(self, index: int, sum_ms: float, found: _Found) -> None:
+        time_ms = self.sum_weight * sum_ms + self.load_weight * found.load_ms
+        weight = self.search.classes[index].weight
+        if weight * time_ms < self.value and time_ms <= self.deadline_ms * (1 + TOLERANCE):
+            self.best, self.value, self.weight = found, weight * time_ms, weight
+
+    def _push(self, sums: tuple[float, ...], low: float, high: float) -> None:
+        bound = min(self._bound(c, sums[c], low) for c in range(len(sums)))
+        if low < high and bound < self.value * (1 - TOLERANCE):
+            heapq.heappush(self.open, (bound, low, high, sums))
+
+    def _bound(self, index: int, sum_ms: float, load_ms: float) -> float:
+        """Return the least value of a class's plans with at least some latency and load."""
+        time_ms = self.sum_weight * sum_ms + self.load_weight * load_ms
+        if time_ms > self.deadline_ms * (1 + TOLERANCE):
+            return math.inf
+        return self.search.classes[index].weight * time_ms
+
+    def _highest_load(self, index: int, sum_ms: float) -> float:
+        """Return the load above which no plan of a class with at least some latency is better."""
+        weight = self.search.classes[index].weight
+        if self.load_weight == 0.0 or sum_ms == math.inf:
+            return math.inf if sum_ms < math.inf else -math.inf
+        time_ms = self.value * (1 - TOLERANCE) / weight if weight else math.inf
+        return min(time_ms, self.deadline_ms * (1 + TOLERANCE)) - self.sum_weight * sum_ms
 
 
 @dataclass(frozen=True)
@@ -116,11 +200,15 @@ class _Allowed:
             table = self._tables.table(devices, place)
             allowed = self._runs & (table.load_ms <= self.threshold_ms)
             allowed &= self._tables.fits(devices, place, replicas_behind)
+            allowed &= self._tables.allowed_runs(frozenset(self._tables.types_of(devices)))
             self._made[key] = np.where(allowed, table.latency_ms, math.inf)
         return self._made[key]
 
 
-class _Search:
+Columns = dict[State, _Column]
+
+
+class Search:
     """The dynamic programme, for any threshold."""
 
     def __init__(self, problem: Problem) -> None:
@@ -130,7 +218,9 @@ class _Search:
         """How many were tried."""
         sizes = [len(group.slots) for group in problem.groups]
         used = itertools.product(*(range(size + 1) for size in sizes))
-        self.used: tuple[Devices, ...] = tuple(sorted(used, key=lambda d: (sum(d), d)))
+        self.used: tuple[Devices, ...] = tuple(
+            sorted((d for d in used if problem.may_use(d)), key=lambda d: (sum(d), d))
+        )
         """Every set of devices, small ones first."""
         pairs = math.prod((size + 1) * (size + 2) // 2 for size in sizes)
         work = pairs * (len(problem.chain) + 1) ** 2 * len(self.tables.places)
@@ -142,27 +232,29 @@ class _Search:
                 f"expected at most {MOST_WORK:.0e}; plan for fewer devices"
             )
 
-    def best_under(self, threshold_ms: float) -> _Found | None:
-        """Return the plan of least latency whose loads are at most a threshold; None if there is none.
+    @cached_property
+    def classes(self) -> tuple[_Class, ...]:
+        """The sets of devices, by what a millisecond on them is worth."""
+        by_weight: dict[float, list[Devices]] = {}
+        for used in self.used[1:]:
+            weight = self.problem.worth_of_ms([used])
+            by_weight.setdefault(weight, []).append(used)
+        return tuple(_Class(weight, tuple(sets)) for weight, sets in sorted(by_weight.items()))
 
-        Of equals, one with the fewest devices.
-        """
-        self.thresholds += 1
-        columns = self._fill(threshold_ms)
+    def best_state(self, columns: Columns, sets: tuple[Devices, ...]) -> tuple[float, State | None]:
+        """Return the least latency on some sets of devices and its state; of equals, the fewest devices."""
         limit = self.problem.max_stages or 0
         best: State | None = None
         best_ms = math.inf
-        for used in self.used[1:]:
+        for used in sets:
             sum_ms = float(columns[used, limit, 0].sums[0])
             if sum_ms < best_ms * (1 - TOLERANCE):
                 best, best_ms = (used, limit, 0), sum_ms
-        if best is None:
-            return None
-        stages = self._read(best, columns)
-        return _Found(sum_ms=best_ms, load_ms=self._load_ms(stages), stages=stages)
+        return best_ms, best
 
-    def _fill(self, threshold_ms: float) -> dict[State, _Column]:
+    def fill(self, threshold_ms: float) -> Columns:
         """Return the column of every state, those of small sets of devices first."""
+        self.thresholds += 1
         size, places = self.tables.size, range(len(self.tables.places))
         limits = range(1, self.problem.max_stages + 1) if self.problem.max_stages else range(1)
         nothing_left = np.full(size + 1, math.inf)
@@ -174,14 +266,14 @@ class _Search:
             columns[used, limit, place] = self._column((used, limit, place), columns, allowed)
         return columns
 
-    def _column(self, state: State, columns: dict[State, _Column], allowed: _Allowed) -> _Column:
+    def _column(self, state: State, columns: Columns, allowed: _Allowed) -> _Column:
         """Return the best first stage of a state, from every layer on."""
         used, limit, place = state
         size, tables = self.tables.size, self.tables
         rows = np.arange(size + 1)
         column = _Column(np.full(size + 1, math.inf), np.zeros_like(rows), np.zeros_like(rows))
         for number, devices in enumerate(tables.device_sets):
-            left = _minus(used, devices)
+            left = minus(used, devices)
             behind = columns.get((left, max(limit - 1, 0), tables.place_of(devices)))
             if behind is None:
                 continue
@@ -200,8 +292,8 @@ class _Search:
             column.ends[better] = ends[better]
         return column
 
-    def _read(self, state: State, columns: dict[State, _Column]) -> tuple[StageChoice, ...]:
-        """Return the stages of the best plan of a state from the first layer on."""
+    def read(self, state: State, columns: Columns) -> _Found:
+        """Return the best plan of a state from the first layer on."""
         stages: list[StageChoice] = []
         used, limit, place = state
         first = 0
@@ -210,11 +302,11 @@ class _Search:
             devices = self.tables.device_sets[column.device_sets[first]]
             last = int(column.ends[first])
             stages.append(StageChoice(first, last, devices))
-            used, limit = _minus(used, devices), max(limit - 1, 0)
+            used, limit = minus(used, devices), max(limit - 1, 0)
             place, first = self.tables.place_of(devices), last
-        return tuple(stages)
+        return _Found(self.load_ms(tuple(stages)), tuple(stages))
 
-    def _load_ms(self, stages: tuple[StageChoice, ...]) -> float:
+    def load_ms(self, stages: tuple[StageChoice, ...]) -> float:
         """Return the largest load of a plan, with the same roundings as the search."""
         most = behind_ms = 0.0
         replicas_behind = 0
@@ -232,5 +324,6 @@ class _Search:
         return most
 
 
-def _minus(first: Devices, second: Devices) -> Devices:
+def minus(first: Devices, second: Devices) -> Devices:
+    """Return the devices of one set without those of another; negative numbers if it lacks some."""
     return tuple(a - b for a, b in zip(first, second, strict=True))

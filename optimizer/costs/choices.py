@@ -1,0 +1,41 @@
+"""The closed formula for stages that a solver chose, without the tables of every other run of layers."""
+
+import numpy as np
+
+from stagewright.optimizer.problem import StageChoice
+
+from .cost import objective_ms, units_held, window_rounds
+from .tables import StageTables
+
+
+def value_of(tables: StageTables, choices: tuple[StageChoice, ...]) -> float | None:
+    """Return the objective of a plan, in ms; None if a stage does not fit into memory."""
+    problem = tables.problem
+    behind_ms = load_ms = 0.0
+    replicas_behind = 0
+    for index in reversed(range(len(choices))):
+        choice = choices[index]
+        place = tables.place_of(choices[index - 1].devices) if index else 0
+        stage = tables.stage(choice.devices, place, choice.first, choice.last)
+        replicas_behind += sum(choice.devices)
+        units = units_held(
+            problem.schedule, stage.counts, problem.num_microbatches, replicas_behind
+        )
+        if problem.count_memory and not _fits(tables, choice, units.tolist()):
+            return None
+        slope, intercept = window_rounds(problem.objective, stage.replica_ms, stage.counts, units)
+        window_ms = float((slope * behind_ms + intercept).max())
+        load_ms = max(load_ms, float(stage.load_ms), window_ms)
+        behind_ms += float(stage.latency_ms) + float(stage.incoming_ms)
+    return objective_ms(problem.objective, behind_ms, load_ms)
+
+
+def _fits(tables: StageTables, choice: StageChoice, units: list[int]) -> bool:
+    at = (choice.first, choice.last)
+    most: dict[str, int] = {}
+    for device_type, held in zip(tables.types_of(choice.devices), units, strict=True):
+        most[device_type] = max(held, most.get(device_type, 0))
+    return all(
+        float(tables.memory(kind, np.array(float(held)), at)) <= tables.problem.memory_limit(kind)
+        for kind, held in most.items()
+    )
