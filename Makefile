@@ -7,14 +7,14 @@ PIP_OPTIONS ?= --quiet --disable-pip-version-check
 FUZZ_EXAMPLES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check bench fuzz clean
+.PHONY: help env demo test check bench bench-long fuzz clean
 
 help:
 	@echo "make env    the environment in $(ENV), from pyproject.toml and constraints.txt"
 	@echo "make demo   profile, plan, generate and train one model on emulated unequal devices"
 	@echo "make test   check and the tests"
 	@echo "make check  lint, format and types"
-	@echo "make bench  the tables of docs/benchmarks.md"
+	@echo "make bench  the tables of docs/benchmarks.md; make bench-long: the rows that take minutes"
 	@echo "make fuzz   the property tests with $(FUZZ_EXAMPLES) examples each"
 	@echo "make clean  remove what was made, the environment too"
 
@@ -44,6 +44,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-long: $(STAMP)
+	$(BIN)/python benchmarks/metis_table.py --long
 
 fuzz: $(STAMP)
 	STAGEWRIGHT_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest --timeout 0

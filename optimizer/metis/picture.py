@@ -47,6 +47,34 @@ def draw_plans(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         )
     axes.set(xlabel="rank", ylabel="cost of a step in ms (predicted)", yscale="log")
     axes.legend()
+    _save(figure, path)
+
+
+def draw_counts(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a picture of search steps per row: Metis, its fork, and the published counts as marks.
+
+    Args:
+        path: picture to write.
+        rows: objects with row, devices, layers, and {metis,fork}_{count,published}.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(rows)))
+    for offset, kind, colour in ((-0.2, "metis", "#c9c9c9"), (0.2, "fork", "#1f6fb4")):
+        at = [place + offset for place in places]
+        axes.bar(at, [row[f"{kind}_count"] for row in rows], width=0.38, color=colour, label=kind)
+        published = [row[f"{kind}_published"] for row in rows]
+        axes.plot(at, published, "k_", markersize=22, label="published" if offset > 0 else None)
+    labels = [f"row {row['row']}: {row['layers']} layers, {row['devices']} GPUs" for row in rows]
+    axes.set_xticks(places, labels)
+    axes.set(ylabel="search steps", yscale="log")
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
     write_atomically(path, content.getvalue())
