@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from stagewright.document import InputError, Record, write_atomically
-from stagewright.optimizer.assignment import Kind
+from stagewright.optimizer.assignment.problem import Kind
 
 from .decode import decode_json, refuse_cycle
 

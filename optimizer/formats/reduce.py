@@ -9,7 +9,7 @@ strongly connected items are fused; an item without any time that touches one ot
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stagewright.optimizer.assignment import AssignmentProblem, Item, Transfer
+from stagewright.optimizer.assignment.problem import AssignmentProblem, Item, Transfer
 
 from .dnn_partitioning import Workload
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagewright.optimizer import ideal_program
+from stagewright.optimizer.assignment import ideal_program
 from stagewright.optimizer.formats.dnn_partitioning import Operator, Workload, load_workload
 from stagewright.optimizer.formats.reduce import reduce
 from stagewright.optimizer.ideals import ideals

@@ -5,7 +5,7 @@ import math
 
 from hypothesis import strategies as st
 
-from stagewright.optimizer.assignment import AssignmentProblem, Item, Transfer
+from stagewright.optimizer.assignment.problem import AssignmentProblem, Item, Transfer
 
 TIMES = st.integers(0, 20).map(lambda tenths: tenths / 10)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from stagewright.document import InputError
-from stagewright.optimizer import cp_sat, ideal_program
-from stagewright.optimizer.assignment import AssignmentProblem, Item
+from stagewright.optimizer.assignment import cp_sat, ideal_program
+from stagewright.optimizer.assignment.problem import AssignmentProblem, Item
 
 from .problems import assignment_problems, least_value
 

@@ -5,8 +5,8 @@ import math
 import pytest
 from hypothesis import given, settings
 
-from stagewright.optimizer.assignment import AssignmentProblem
-from stagewright.optimizer.ideal_program import solve
+from stagewright.optimizer.assignment.ideal_program import solve
+from stagewright.optimizer.assignment.problem import AssignmentProblem
 
 from .problems import assignment_problems, least_value
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .assignment import Assignment, AssignmentProblem, Kind, Part
-from .ideals import ideals, members, membership, subsets_of
+from stagewright.optimizer.ideals import ideals, members, membership, subsets_of
+
+from .problem import Assignment, AssignmentProblem, Kind, Part
 
 MOST_IDEALS = 5_000
 SPACE = "every split into contiguous parts, in every order of device kinds, idle devices allowed"

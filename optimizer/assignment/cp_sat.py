@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stagewright.document import InputError
 
-from .assignment import Assignment, AssignmentProblem, Part
+from .problem import Assignment, AssignmentProblem, Part
 
 if TYPE_CHECKING:
     from ortools.sat.python.cp_model import CpModel, CpSolver, IntVar
