@@ -1,7 +1,7 @@
 """Plans a file of another system under that system's cost model, and says what came of it as one object.
 
 These functions are what `stagewright optimize FILE --format ...` and
-`python -m stagewright.optimizer.formats` call; docs/formats.md lists the object's keys.
+`python -m stagewright.optimizer.formats` call; docs/other-planners.md lists the object's keys.
 All times are predicted, by the named cost model.
 """
 

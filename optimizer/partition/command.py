@@ -88,7 +88,7 @@ def solve(solver: str, chosen: Demo, trace: Trace, starts: int, kicks: int, seed
 
 
 def report_of(solver: str, chosen: Demo, found: Partition, trace: Trace) -> dict[str, Any]:
-    """Return the object that --json prints; docs/formats.md lists its keys."""
+    """Return the object that --json prints; docs/other-planners.md lists its keys."""
     nodes: list[list[int]] = [[] for _ in range(chosen.problem.num_devices)]
     for node, device in enumerate(found.labels):
         nodes[device].append(node)
