@@ -27,6 +27,8 @@ TOLERANCE = 1e-12
 MOST_PAIRS = 2e7
 """A set of devices and its last stage: about ten seconds in all."""
 NOWHERE = -1
+INSIDE, BETWEEN = 0, 1
+"""Links to a next stage: both stages in one server, or not."""
 
 
 def solve(problem: MixedProblem) -> PlannedPipeline | None:
@@ -78,8 +80,8 @@ class _Space:
         if pairs > MOST_PAIRS:
             raise InputError(
                 f"{problem.num_devices} devices in {len(counts)} groups of one type and server have "
-                f"{pairs:.0e} ways to add a stage, expected at most {MOST_PAIRS:.0e}; plan for fewer devices, "
-                "or use stagewright optimize"
+                f"{pairs:.0e} ways to add a stage, expected at most {MOST_PAIRS:.0e}; plan for fewer "
+                "devices, or use stagewright optimize"
             )
         shape = tuple(counts + 1)
         self.sets: IntArray = np.indices(shape).reshape(len(counts), -1).T
@@ -119,15 +121,16 @@ class _Reach:
         problem = space.problem
         self._places = (*range(problem.num_servers), SPANNING)
         """Where a last stage can be."""
-        self._last_inside = self._last_allowed(0)
-        self._last_between = self._last_allowed(SPANNING)
+        self._last_cuts = (self._last_allowed(0), self._last_allowed(SPANNING))
+        """For a next stage over each link (INSIDE, BETWEEN), (n + 1,) the last cut up to each that may be."""
         self._ends = self._furthest_ends()
         shape = (len(space.sets), len(self._places))
-        self._at = np.full(shape, NOWHERE)
-        """The last cut reached by the set, with its last stage at the place."""
+        self._cut = np.full((2, *shape), NOWHERE)
+        """By link to the next stage: the last cut that it may start at if the last stage is at the place."""
+        self._stage = np.full((2, *shape), NOWHERE)
+        """The last stage of the plan that gets there."""
         self._start = np.full(shape, NOWHERE)
-        """From where the last stage of the set goes on, if it is at the place."""
-        self._stage = np.full(shape, NOWHERE)
+        """From where a next stage at the place goes on, whatever the place of the last stage."""
         self._start[0] = 0
 
     def _last_allowed(self, server: int) -> IntArray:
@@ -154,7 +157,7 @@ class _Reach:
         end = len(self._space.problem.cuts) - 1
         for number in self._space.order[1:]:
             self._extend(int(number))
-            places = np.flatnonzero(self._at[number] == end)
+            places = np.flatnonzero(self._cut[BETWEEN, number] == end)
             if len(places):
                 return self._read(int(number), int(places[0]))
         return None
@@ -163,20 +166,19 @@ class _Reach:
         """Find how far the plans of a set of devices get, from those of its subsets."""
         ways = self._ways(number)
         servers = self._space.server[ways.stages]
-        for index, place in enumerate(self._places):
-            chosen = np.flatnonzero(servers == place)
-            if len(chosen):
-                best = chosen[np.argmax(ways.ends[chosen])]
-                if ways.ends[best] > ways.starts[best]:
-                    self._at[number, index] = ways.ends[best]
-                    self._stage[number, index] = ways.stages[best]
-        between = self._last_between[self._at[number]]
-        between[self._at[number] == NOWHERE] = NOWHERE
-        inside = self._last_inside[self._at[number]]
-        inside[self._at[number] == NOWHERE] = NOWHERE
-        self._start[number] = between.max()
+        for link, last_cuts in enumerate(self._last_cuts):
+            cuts = last_cuts[ways.ends]
+            cuts = np.where(cuts > ways.starts, cuts, NOWHERE)  # a stage holds a layer
+            for index, place in enumerate(self._places):
+                chosen = np.flatnonzero(servers == place)
+                if len(chosen):
+                    best = chosen[np.argmax(cuts[chosen])]
+                    self._cut[link, number, index] = cuts[best]
+                    self._stage[link, number, index] = ways.stages[best]
+        self._start[number] = self._cut[BETWEEN, number].max()
         inner = slice(0, len(self._places) - 1)
-        self._start[number, inner] = np.maximum(inside[inner], self._start[number, inner])
+        inside = self._cut[INSIDE, number, inner]
+        self._start[number, inner] = np.maximum(inside, self._start[number, inner])
 
     def _ways(self, number: int) -> _Ways:
         space, problem = self._space, self._space.problem
@@ -200,28 +202,24 @@ class _Reach:
         """Return the stages of the plan that the tables hold for a set and the place of its last stage."""
         space, problem = self._space, self._space.problem
         found: list[tuple[int, int, tuple[int, ...], int]] = []
-        end = len(problem.cuts) - 1
+        end, link = len(problem.cuts) - 1, BETWEEN
         while number:
-            stage = int(self._stage[number, index])
+            stage = int(self._stage[link, number, index])
+            number -= stage
+            start = int(self._start[number, index])
+            devices = tuple(map(int, space.sets[stage]))
             place = self._places[index]
-            before = number - stage
-            start = int(self._start[before, index])
-            index, link = self._origin(before, index, start)
-            found.append((start, end, tuple(map(int, space.sets[stage])), link if start else place))
-            number, end = before, start
+            if number:
+                index, link = self._origin(number, index, start)
+            found.append((start, end, devices, place if link == INSIDE else SPANNING))
+            end = start
         return _with_ranks(problem, found[::-1])
 
     def _origin(self, number: int, index: int, start: int) -> tuple[int, int]:
-        """Return where the stage before is (as an index) and the link to one at a place, from a cut on."""
-        if not number:
-            return index, self._places[index]
-        own = int(self._at[number, index])
-        if index < len(self._places) - 1 and own != NOWHERE and self._last_inside[own] == start:
-            return index, self._places[index]
-        for other, at in enumerate(self._at[number]):
-            if at != NOWHERE and self._last_between[at] == start:
-                return other, SPANNING
-        raise AssertionError("the tables hold a cut that no stage reaches")
+        """Return the place (as an index) of the stage before one at a place, and the link to it."""
+        if index < len(self._places) - 1 and self._cut[INSIDE, number, index] == start:
+            return index, INSIDE
+        return int(np.flatnonzero(self._cut[BETWEEN, number] == start)[0]), BETWEEN
 
 
 def _with_ranks(
