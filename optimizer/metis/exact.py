@@ -78,7 +78,7 @@ def solve_exactly(
 
     Args:
         problem: what to plan.
-        time_limit_s: return the best plan so far and its bound after this time.
+        time_limit_s: return the best plan so far and its bound after this time, as after Ctrl-C.
         device_memory: allow only stages whose profiled memory fits each device.
     """
     return _BranchAndBound(problem, device_memory).run(time.monotonic() + time_limit_s)
@@ -95,17 +95,19 @@ class _BranchAndBound:
         self.batch_generator_ms = first.batch_generator_time_ms
 
     def run(self, deadline: float) -> ExactResult:
-        complete = self._open_roots(deadline)
-        while complete and self.boxes and time.monotonic() < deadline:
+        unopened_ms = self._open_roots(deadline)
+        while self.boxes and time.monotonic() < deadline:
+            if self.boxes[0].bound_ms >= self._goal_ms():
+                break
             box = heapq.heappop(self.boxes)
-            if box.bound_ms >= self._goal_ms():
-                self.boxes.clear()
-            else:
+            try:
                 self._split(box)
-        proven = complete and not self.boxes
-        bound_ms = self.best.cost_ms if self.best else math.inf
-        if not proven:
-            bound_ms = min([box.bound_ms for box in self.boxes] + [bound_ms]) if complete else 0.0
+            except KeyboardInterrupt:
+                heapq.heappush(self.boxes, box)
+                break
+        open_ms = min([unopened_ms, *(box.bound_ms for box in self.boxes)])
+        proven = open_ms >= self._goal_ms()
+        bound_ms = (self.best.cost_ms if self.best else math.inf) if proven else open_ms
         return ExactResult(
             best=self.best,
             bound_ms=bound_ms,
@@ -117,19 +119,19 @@ class _BranchAndBound:
         """The cost from which on a box is of no use."""
         return self.best.cost_ms * (1 - TOLERANCE) if self.best else math.inf
 
-    def _open_roots(self, deadline: float) -> bool:
-        """Open a box for every node sequence and number of micro-batches; False if time ran out.
+    def _open_roots(self, deadline: float) -> float:
+        """Open a box for every node sequence and number of micro-batches; return a bound of the others.
 
         Those with the least bound come first, so that the others start from a good plan.
         """
         roots: list[tuple[float, int, float, OptionSet]] = []
-        complete = True
         names = [device.name for device in self.problem.devices]
+        unopened_ms = math.inf
         for node_sequence in itertools.permutations(names):
             ranks = self.problem.span(node_sequence)
             for batches in self.problem.batches:
                 if roots and time.monotonic() >= deadline:
-                    complete = False
+                    unopened_ms = 0.0
                     break
                 options = build_options(self.problem, ranks, batches, self.device_memory)
                 if options.blocks:
@@ -139,11 +141,11 @@ class _BranchAndBound:
                     roots.append((bound_ms, len(roots), slowest_ms, options))
         for bound_ms, _, slowest_ms, options in sorted(roots, key=lambda root: root[:2]):
             if self.best and time.monotonic() >= deadline:
-                return False
+                return min(unopened_ms, bound_ms)
             lower = (slowest_ms, 0.0, 0.0)
             if bound_ms < self._goal_ms():
                 self._open(options, lower, self._tightened(options, bound_ms, lower, NO_LIMITS))
-        return complete
+        return unopened_ms
 
     def _open(self, options: OptionSet, lower: Limits, upper: Limits) -> None:
         self.num_programmes += 1

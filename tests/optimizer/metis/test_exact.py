@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagewright.optimizer.metis import exact
 from stagewright.optimizer.metis.cost import cost_of
 from stagewright.optimizer.metis.exact import solve_exactly
 from stagewright.optimizer.metis.memory import (
@@ -121,9 +123,27 @@ def test_no_executable_plan_of_the_search_is_cheaper_than_the_optimum(row: int) 
             assert fitting.best.cost_ms <= ranked.cost_ms * (1 + 1e-9)
 
 
-def test_without_time_there_is_a_plan_and_an_honest_bound() -> None:
-    problem = row_problem(1)
-    found = solve_exactly(problem, time_limit_s=1e-9)
-    assert found.best is not None and not found.proven
-    assert found.bound_ms <= 2303.504 <= found.best.cost_ms
-    assert 0 < found.gap <= 1
+@pytest.mark.parametrize("seconds", [1e-9, 0.02, 0.05, 0.08])
+def test_with_little_time_there_is_a_plan_and_an_honest_bound(seconds: float) -> None:
+    found = solve_exactly(row_problem(1), time_limit_s=seconds)
+    assert found.best is not None
+    assert found.bound_ms <= 2303.504 <= found.best.cost_ms + 1e-3
+    assert 0 <= found.gap <= 1
+    assert found.proven == (found.bound_ms == found.best.cost_ms)
+
+
+def test_an_interrupt_leaves_the_best_plan_and_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    solve = exact._least_sum
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise KeyboardInterrupt
+        return solve(*arguments)
+
+    monkeypatch.setattr(exact, "_least_sum", interrupted)
+    found = solve_exactly(row_problem(1))
+    assert calls == 20 and found.best is not None and not found.proven
+    assert 0 < found.bound_ms <= 2303.504 <= found.best.cost_ms + 1e-3
