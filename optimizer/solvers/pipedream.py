@@ -204,6 +204,10 @@ class _LevelTables:
     def _improve(self, best: FloatArray, before: FloatArray, stage_s: FloatArray) -> None:
         """Lower best[p, q] to the least of max(before[p, k], stage_s[k, q]) over the cuts k between."""
         size = len(self.problem.cuts)
+        if self._rows == 1:
+            values = np.maximum(before[0, 1:, None], stage_s[1:]).min(axis=0)
+            np.minimum(best[0], values, out=best[0])
+            return
         for middle in range(1, size - 1):
             rows = min(middle, self._rows)
             block = best[:rows, middle + 1 :]

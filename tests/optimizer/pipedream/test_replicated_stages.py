@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -41,7 +41,7 @@ def bandwidth(problem: LevelsProblem, low: int, high: int) -> float:
     raise AssertionError
 
 
-def value(problem: LevelsProblem, plan: list[tuple[int, ...]]) -> float:
+def value(problem: LevelsProblem, plan: Sequence[tuple[int, ...]]) -> float:
     """Return the objective of one plan, from the formula in the documentation."""
     worst, factor = 0.0, problem.reduce_factor
     for p, q, start, m in plan:
