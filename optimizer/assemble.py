@@ -118,8 +118,8 @@ def _shares(tables: StageTables, choices: Sequence[StageChoice]) -> list[list[in
     shares = []
     for index, choice in enumerate(choices):
         place = tables.place_of(choices[index - 1].devices) if index else 0
-        table = tables.table(choice.devices, place)
-        counts = [int(count) for count in table.counts[:, choice.first, choice.last]]
+        stage = tables.stage(choice.devices, place, choice.first, choice.last)
+        counts = stage.counts.tolist()
         divisor = math.gcd(*counts)
         shares.append([count // divisor for count in counts])
     return shares

@@ -9,7 +9,10 @@ from stagewright.document import InputError
 from .assemble import Prediction, draft, predict
 from .costs.tables import StageTables
 from .problem import Problem
-from .solvers import exact
+from .solvers import choose
+
+LIMIT_S = 10.0
+"""For the search of a plan that would be good without memory."""
 
 
 def explain(problem: Problem, given: Prediction | None = None) -> InputError:
@@ -22,7 +25,7 @@ def explain(problem: Problem, given: Prediction | None = None) -> InputError:
     if alone is not None:
         return alone
     if given is None:
-        unlimited = exact.solve(replace(problem, count_memory=False))
+        unlimited = choose.solve(replace(problem, count_memory=False), LIMIT_S)
         if unlimited is None:
             return InputError(
                 f"{problem.inputs.cluster_path}: no plan has at most {problem.max_stages} stages; "

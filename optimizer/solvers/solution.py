@@ -19,12 +19,15 @@ class Solution:
     """Plans or thresholds looked at."""
 
 
-def space_of(problem: Problem) -> str:
+def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
     """Return which plans an exact solver searches, for people."""
     limit = f", at most {problem.max_stages} stages" if problem.max_stages else ""
+    replicas = (
+        "any replicas of one type" if one_type_per_stage else "any replicas of one or several types"
+    )
     return (
-        f"all cuts of the {len(problem.chain)} layers in the graph's order, device types in any order, any "
-        f"replicas of one or several types per stage with micro-batches dealt by speed, idle devices "
+        f"all cuts of the {len(problem.chain)} layers in the graph's order, device types in any order, "
+        f"{replicas} per stage with micro-batches dealt by speed, idle devices "
         f"allowed{limit}; schedule {problem.schedule}, overlap {problem.overlap}, optimizer "
         f"{problem.optimizer}, memory {'limited' if problem.count_memory else 'ignored'}, update "
         f"{'counted' if problem.count_update else 'ignored'}"

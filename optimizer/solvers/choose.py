@@ -1,0 +1,51 @@
+"""Solver `exact`: stages of mixed types while the cluster is small (exact.py), labels beyond."""
+
+import math
+
+from stagewright.document import InputError
+from stagewright.optimizer.problem import Problem
+
+from . import exact
+from .solution import Solution
+
+MOST_ENTRIES = 2e7
+"""Of tables per threshold, in exact.py: about half a second."""
+
+
+def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
+    """Return the best plan, with its bound; None if no plan fits into memory.
+
+    Raises:
+        InputError: something was not measured, or the cluster is large and a constraint is for small ones.
+    """
+    if table_entries(problem) <= MOST_ENTRIES:
+        return exact.solve(problem, time_limit_s)
+    return solve_by_labels(problem, time_limit_s)
+
+
+def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
+    """Return the best plan with every stage on one device type.
+
+    Raises:
+        InputError: something was not measured, or an objective or a constraint is for small clusters.
+    """
+    unknown = [name for name in problem.constraints.named if name not in ("--straight", "--fix")]
+    if problem.objective not in ("step-time", "throughput"):
+        unknown.insert(0, f"--objective {problem.objective}")
+    if unknown:
+        raise InputError(
+            f"{problem.inputs.cluster_path}: {', '.join(unknown)} is for smaller clusters: "
+            f"{len(problem.chain)} layers on {problem.num_devices} devices need {table_entries(problem):.0e} "
+            f"table entries, expected at most {MOST_ENTRIES:.0e}; leave it out or name fewer devices"
+        )
+    from .labels.solve import solve as solve_labels  # Compiled code takes a second to load.
+
+    return solve_labels(problem, time_limit_s)
+
+
+def table_entries(problem: Problem) -> float:
+    """Return how many entries of tables exact.py needs for one threshold."""
+    sizes = [len(group.slots) for group in problem.groups]
+    pairs = math.prod((size + 1.0) * (size + 2) / 2 for size in sizes)
+    places = 1 + len(problem.all_servers) * (len(problem.all_servers) > 1)
+    return pairs * (len(problem.chain) + 1) ** 2 * places * (problem.max_stages or 1)

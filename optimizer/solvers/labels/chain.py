@@ -1,0 +1,216 @@
+"""A planning problem as plain arrays: the layers' chain on device types with counts, one type per stage.
+
+Times and bytes are those of optimizer/costs, entry [type, last, first] for the run of layers first up to, not
+including, last. Servers are not told apart: `optimistic` costs are at most those of any placement of the
+devices on the servers (bounds use them), the others are what a good placement is expected to reach (plans are
+searched with them, placed, and scored again). Where servers make no difference both are exact.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from stagewright.cluster import Link
+from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush, transfer_ms
+from stagewright.optimizer.costs.tables import StageTables
+from stagewright.optimizer.problem import Problem
+
+
+class Costs(NamedTuple):
+    """What the compiled loops read."""
+
+    num_layers: int
+    num_microbatches: int
+    is_step_time: bool
+    waits: bool
+    """Messages stop the receiving stage's computing (overlap "none")."""
+    holds_all: bool
+    """Every unit of the step is in flight (gpipe)."""
+    counts: IntArray
+    """(K,) devices of each type."""
+    most: IntArray
+    """(K,) replicas that a stage may have."""
+    compute_ms: FloatArray
+    """(K, L + 1, L + 1) forward and backward."""
+    end_ms: FloatArray
+    """(K, L + 1, L + 1) update and the gradient sum of shared parameters."""
+    own_bytes: FloatArray
+    """(L + 1, L + 1) summed over the stage's replicas."""
+    forward_ms: FloatArray
+    """(2, L + 1, L + 1) messages to a stage: near, and across servers."""
+    backward_ms: FloatArray
+    near: IntArray
+    """(K,) a stage of more replicas has its messages across servers."""
+    fits: IntArray
+    """(K, L + 1, L + 1) units in flight that fit into memory; 0 if not even the parameters do."""
+    inside: IntArray
+    """(K,) a stage of more replicas sums gradients across servers."""
+    sum_latency_ms: FloatArray
+    """(2, 2): inside a server and across, over up to two kinds of links."""
+    sum_ms_per_byte: FloatArray
+    replicas: IntArray
+    """Rising; of all numbers of replicas with the same largest deal of micro-batches, the least."""
+    replicas_for: IntArray
+    """(M + 1,): index of the least number of replicas that are dealt at most so many micro-batches each."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The arrays with what the search needs around them."""
+
+    types: tuple[str, ...]
+    costs: Costs
+    max_stages: int
+    """0: unlimited."""
+    is_exact: bool
+    """Whether every placement on servers costs the same, so that nothing is estimated."""
+
+    @cached_property
+    def num_devices(self) -> int:
+        return int(self.costs.counts.sum())
+
+    @property
+    def windows_are_implied(self) -> bool:
+        """Whether loads within a threshold imply that windows of units in flight are.
+
+        Without messages beside the compute, t_s <= T r_s / M for every stage, so t_s and all behind it sum
+        to at most T U / M, and u / n >= U / M while the step has a micro-batch for every device.
+        """
+        costs = self.costs
+        if costs.holds_all:
+            return costs.is_step_time
+        silent = costs.waits or not (costs.forward_ms.any() or costs.backward_ms.any())
+        enough = self.num_devices <= costs.num_microbatches
+        return silent and enough and not costs.is_step_time
+
+
+def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
+    """Return a problem's arrays.
+
+    Raises:
+        InputError: something that the cost depends on was not measured.
+    """
+    problem = tables.problem
+    types = tuple(dict.fromkeys(group.device_type for group in problem.groups))
+    num, limit = problem.num_microbatches, problem.num_microbatches
+    if problem.constraints.straight:
+        limit = 1
+    counts = [sum(len(g.slots) for g in problem.groups if g.device_type == t) for t in types]
+    near_links, far_links = _message_links(problem, optimistic)
+    replicas, replicas_for = replica_steps(num, min(limit, max(counts)))
+    shared_ms = tables.shared_sum_ms
+    sums = _sum_links(problem)
+    costs = Costs(
+        num_layers=tables.size,
+        num_microbatches=num,
+        is_step_time=has_flush(problem.objective),
+        waits=problem.overlap == "none",
+        holds_all=problem.schedule == "gpipe",
+        counts=np.array(counts, dtype=np.int64),
+        most=np.array([min(count, limit) for count in counts], dtype=np.int64),
+        compute_ms=_turned(
+            [tables.times[t].forward_ms + tables.times[t].backward_ms for t in types]
+        ),
+        end_ms=_turned([tables.times[t].update_ms + shared_ms for t in types]),
+        own_bytes=_turned([tables.holdings.trained - tables.holdings.shared])[0],
+        forward_ms=_turned(
+            [_messages(tables.traffic.received, k) for k in (near_links, far_links)]
+        ),
+        backward_ms=_turned(
+            [_messages(tables.traffic.received_gradient, k) for k in (near_links, far_links)]
+        ),
+        near=np.array([_near(problem, t, optimistic) for t in types], dtype=np.int64),
+        fits=_fits(tables, types),
+        inside=np.array([_most_in_one_server(problem, t) for t in types], dtype=np.int64),
+        sum_latency_ms=sums[0],
+        sum_ms_per_byte=sums[1],
+        replicas=replicas,
+        replicas_for=replicas_for,
+    )
+    return Chain(types, costs, problem.max_stages or 0, _placement_is_free(problem))
+
+
+def replica_steps(num_microbatches: int, most: int) -> tuple[IntArray, IntArray]:
+    """Return Costs.replicas up to `most` and Costs.replicas_for (len(replicas) where there is none)."""
+    dealt = [-(-num_microbatches // count) for count in range(1, most + 1)]
+    steps = [1 + i for i in range(most) if i == 0 or dealt[i] < dealt[i - 1]]
+    least = np.array([-(-num_microbatches // count) for count in steps])
+    wanted = np.arange(num_microbatches + 1)
+    index = (least[None, :] > wanted[:, None]).sum(axis=1)
+    return np.array(steps, dtype=np.int64), index.astype(np.int64)
+
+
+def _turned(tables: list[FloatArray]) -> FloatArray:
+    """Return tables [first, last] as one array [table, last, first]."""
+    return np.ascontiguousarray(np.stack(tables).transpose(0, 2, 1))
+
+
+def _messages(num_bytes: FloatArray, choices: list[tuple[Link, ...]]) -> FloatArray:
+    """Return the time of messages over the fastest of some choices of links."""
+    return np.asarray(np.min([transfer_ms(num_bytes, links) for links in choices], axis=0))
+
+
+def _message_links(
+    problem: Problem, optimistic: bool
+) -> tuple[list[tuple[Link, ...]], list[tuple[Link, ...]]]:
+    """Return the links that messages may use: of a stage near the one before it, and of any other."""
+    inside, between = problem.inputs.cluster.links.inside_server, None
+    if len(problem.all_servers) > 1:
+        between = problem.inputs.cluster.links.between_servers
+    if between is None:
+        return [(inside,)], [(inside,)]
+    if optimistic:
+        return [(inside,), (between,)], [(between,)]
+    return [(inside, between)], [(inside, between)]
+
+
+def _sum_links(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    levels = [problem.links_inside(frozenset({"one"})), problem.links_inside(problem.all_servers)]
+    latency, per_byte = np.zeros((2, 2)), np.zeros((2, 2))
+    for level, links in enumerate(levels):
+        for kind, link in enumerate(links):
+            latency[level, kind] = link.latency_ms
+            per_byte[level, kind] = 1e3 / link.bandwidth_bytes_per_s
+    return latency, per_byte
+
+
+def _most_in_one_server(problem: Problem, device_type: str) -> int:
+    return max(len(g.slots) for g in problem.groups if g.device_type == device_type)
+
+
+def _near(problem: Problem, device_type: str, optimistic: bool) -> int:
+    """Return the most replicas of a stage that can share one server with a replica of the stage before."""
+    if not optimistic or len(problem.all_servers) == 1:
+        return problem.num_devices
+    most = 0
+    for server in sorted(problem.all_servers):
+        own = [g for g in problem.groups if g.server == server]
+        mine = sum(len(g.slots) for g in own if g.device_type == device_type)
+        most = max(most, min(mine, sum(len(g.slots) for g in own) - 1))
+    return most
+
+
+def _placement_is_free(problem: Problem) -> bool:
+    links = problem.inputs.cluster.links
+    return len(problem.all_servers) == 1 or links.between_servers == links.inside_server
+
+
+def _fits(tables: StageTables, types: tuple[str, ...]) -> IntArray:
+    """Return Costs.fits; 0 for runs that the user does not let be a stage."""
+    most = tables.problem.num_microbatches
+    found = []
+    for device_type in types:
+        allowed = tables.allowed_runs(frozenset({device_type}))
+        if not tables.problem.count_memory:
+            found.append(np.where(allowed, most, 0).T.astype(np.int64))
+            continue
+        limit = tables.problem.memory_limit(device_type)
+        fixed = tables.memory(device_type, np.array(0.0))
+        unit = tables.memory(device_type, np.array(1.0)) - fixed
+        room = limit - fixed
+        units = np.where(unit > 0, room // np.maximum(unit, 1), most)
+        units = np.where((room < 0) | ~allowed, 0, np.minimum(units, most))
+        found.append(units.T.astype(np.int64))
+    return np.ascontiguousarray(np.stack(found))

@@ -1,0 +1,13 @@
+"""Compiles the inner loops; the machine code is cached on disk beside the source."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """Return the function as machine code, made at its first call with these argument types."""
+    return cast(Function, numba.njit(cache=True)(function))

@@ -1,0 +1,64 @@
+"""Solver `labels`: bounds by prices, plans by labels; every stage on devices of one type.
+
+Assumptions: those of solvers/exact.py, and one device type per stage. Where servers make a difference, the
+bound takes every message and gradient sum over the best link that its stage can have, and plans are placed
+stage by stage, so some gap stays.
+
+Sources: the threshold of Alpa [Zheng et al., OSDI 2022, equation 3]; Lagrangian bounds [Handler and Zang,
+Networks 1980]; the replicas behind a cut decide memory [Narayanan et al., PipeDream, SOSP 2019, section 3.2].
+"""
+
+import math
+import time
+
+from stagewright.optimizer.costs.choices import value_of
+from stagewright.optimizer.costs.cost import IntArray
+from stagewright.optimizer.costs.tables import StageTables
+from stagewright.optimizer.problem import Problem, StageChoice
+from stagewright.optimizer.solvers.solution import Solution, space_of
+
+from .chain import Chain, chain_costs
+from .found import Found
+from .placement import place
+from .step_time import StepTimeSearch
+from .throughput import ThroughputSearch
+
+
+def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
+    """Return the best plan found, proven optimal unless time was up; None if no plan fits into memory.
+
+    Raises:
+        InputError: something that the cost depends on was not measured.
+    """
+    deadline = math.inf if time_limit_s is None else time.perf_counter() + time_limit_s
+    tables = StageTables(problem)
+    bounds = chain_costs(tables, optimistic=True)
+    plans = bounds if bounds.is_exact else chain_costs(tables, optimistic=False)
+
+    def evaluate(rows: IntArray) -> tuple[float, tuple[StageChoice, ...]] | None:
+        choices = place(rows, plans.types, problem.groups)
+        value_ms = value_of(tables, choices)
+        return None if value_ms is None else (value_ms, choices)
+
+    found = Found(evaluate, deadline)
+    search(bounds, plans, found)
+    if not found.stages:
+        return None
+    return Solution(
+        solver="exact (labels)",
+        stages=found.stages,
+        value_ms=found.value_ms,
+        bound_ms=min(found.bound_ms, found.value_ms),
+        space=space_of(problem, one_type_per_stage=True),
+        evaluated=found.thresholds,
+    )
+
+
+def search(bounds: Chain, plans: Chain, found: Found) -> None:
+    """Search until the plan is proven, time is up or the user interrupts; the result is in `found`."""
+    kind = StepTimeSearch if plans.costs.is_step_time else ThroughputSearch
+    try:
+        kind(bounds, plans, found).run()
+    except KeyboardInterrupt:
+        if not found.stages:
+            raise

@@ -1,0 +1,178 @@
+"""Random chains, and the oracle: every plan of a chain, priced one by one with the cost model's functions."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stagewright.cluster import Link
+from stagewright.optimizer.costs.cost import (
+    compute_load_ms,
+    deal_counts,
+    gradient_sum_ms,
+    link_load_ms,
+    units_held,
+    window_rounds,
+)
+from stagewright.optimizer.solvers.labels.chain import Chain, Costs, replica_steps
+
+Rows = tuple[tuple[int, int, int, int], ...]
+"""First layer, behind the last, type, replicas of each stage."""
+RandomChain = Callable[[int], Chain]
+
+
+def _runs(amounts: NDArray[Any]) -> NDArray[Any]:
+    """Return sums over runs of layers, [last, first]."""
+    edges = np.concatenate([[0.0], np.cumsum(amounts)])
+    return np.tril(edges[:, None] - edges[None, :])
+
+
+def _random_chain(seed: int) -> Chain:
+    rng = np.random.default_rng(seed)
+    size, kinds = int(rng.integers(2, 6)), int(rng.integers(1, 4))
+    most = {1: 6, 2: 3, 3: 2}[kinds]
+    counts = rng.integers(1, most + 1, kinds)
+    num_microbatches = int(rng.integers(2, 9))
+    base = rng.uniform(0.2, 2.0, size)
+    if seed % 5 == 0:
+        base[:] = 1.0
+    speeds = rng.choice([1.0, 0.55, 0.3, 0.18], kinds)
+    compute = np.array([_runs(base / speed) for speed in speeds])
+    messages = rng.choice([0.0, 0.2, 2.0]) * rng.uniform(0, 1, (2, size + 1, size + 1))
+    messages[:, :, 0] = 0.0
+    forward, backward = np.stack([messages[:1]] * 2)[:, 0], np.stack([messages[1:]] * 2)[:, 0]
+    weights, saved = _runs(rng.integers(0, 50, size)), _runs(rng.integers(1, 20, size))
+    memory = rng.choice([30, 80, 150, 10_000], kinds)
+    fits = [np.clip((m - weights) // np.maximum(saved, 1), 0, num_microbatches) for m in memory]
+    replicas, replicas_for = replica_steps(num_microbatches, min(num_microbatches, counts.max()))
+    costs = Costs(
+        num_layers=size,
+        num_microbatches=num_microbatches,
+        is_step_time=bool(rng.random() < 0.5),
+        waits=bool(rng.random() < 0.3),
+        holds_all=bool(rng.random() < 0.2),
+        counts=counts.astype(np.int64),
+        most=np.minimum(counts, num_microbatches).astype(np.int64),
+        compute_ms=compute,
+        end_ms=np.array([_runs(rng.uniform(0, 0.2, size)) for _ in range(kinds)]),
+        own_bytes=weights,
+        forward_ms=forward,
+        backward_ms=backward,
+        near=np.full(kinds, 99, dtype=np.int64),
+        fits=np.array(fits).astype(np.int64),
+        inside=np.full(kinds, 99, dtype=np.int64),
+        sum_latency_ms=np.array([[0.05, 0.0], [0.05, 0.0]]),
+        sum_ms_per_byte=np.array([[0.01, 0.0], [0.01, 0.0]]),
+        replicas=replicas,
+        replicas_for=replicas_for,
+    )
+    max_stages = int(rng.integers(1, 4)) if rng.random() < 0.2 else 0
+    return Chain(("a", "b", "c")[:kinds], costs, max_stages, True)
+
+
+def _every_plan(chain: Chain, first: int, free: tuple[int, ...], stages: int = 0) -> Iterator[Rows]:
+    """Yield every plan of the layers from one on."""
+    costs = chain.costs
+    if first == costs.num_layers:
+        yield ()
+        return
+    if chain.max_stages and stages == chain.max_stages:
+        return
+    for last in range(first + 1, costs.num_layers + 1):
+        for kind, left in enumerate(free):
+            for count in range(1, min(left, costs.num_microbatches) + 1):
+                rest = (*free[:kind], left - count, *free[kind + 1 :])
+                for tail in _every_plan(chain, last, rest, stages + 1):
+                    yield ((first, last, kind, count), *tail)
+
+
+def _value_of(
+    chain: Chain,
+    rows: Sequence[Sequence[int]],
+    known: dict[tuple[int, ...], tuple[float, ...]] | None = None,
+) -> float:
+    """Return a plan's objective; infinite if a stage does not fit."""
+    known = {} if known is None else known
+    behind, behind_ms, load_ms = 0, 0.0, 0.0
+    for row in reversed(rows):
+        behind += row[3]
+        key = (*row, behind)
+        if key not in known:
+            known[key] = _stage(chain, row, behind)
+        latency, incoming, load, slope, intercept = known[key]
+        load_ms = max(load_ms, load, slope * behind_ms + intercept)
+        last = chain.costs.num_microbatches // row[3]
+        if last != -(-chain.costs.num_microbatches // row[3]):
+            slope, intercept = _window(chain, row, behind, last)
+            load_ms = max(load_ms, slope * behind_ms + intercept)
+        behind_ms += latency + incoming
+    return load_ms + (behind_ms if chain.costs.is_step_time else 0.0)
+
+
+def _replica_ms(chain: Chain, row: Sequence[int]) -> tuple[float, float, float]:
+    first, last, kind, _ = row
+    forward = float(chain.costs.forward_ms[0, last, first])
+    backward = float(chain.costs.backward_ms[0, last, first])
+    compute = float(chain.costs.compute_ms[kind, last, first])
+    return compute + (forward + backward if chain.costs.waits else 0.0), forward, backward
+
+
+def _window(chain: Chain, row: Sequence[int], behind: int, dealt: int) -> tuple[float, float]:
+    costs = chain.costs
+    objective: Literal["step-time", "throughput"] = (
+        "step-time" if costs.is_step_time else "throughput"
+    )
+    counts = np.array([dealt])
+    schedule = "gpipe" if costs.holds_all else "1f1b"
+    units = units_held(schedule, counts, costs.num_microbatches, behind)
+    times = np.array([_replica_ms(chain, row)[0]])
+    slope, intercept = window_rounds(objective, times, counts, units)
+    return float(slope[0]), float(intercept[0])
+
+
+def _stage(chain: Chain, row: Sequence[int], behind: int) -> tuple[float, ...]:
+    first, last, kind, count = row
+    costs = chain.costs
+    objective: Literal["step-time", "throughput"] = (
+        "step-time" if costs.is_step_time else "throughput"
+    )
+    compute, forward, backward = _replica_ms(chain, row)
+    counts = deal_counts(np.full(count, compute), costs.num_microbatches)
+    schedule = "gpipe" if costs.holds_all else "1f1b"
+    units = units_held(schedule, counts, costs.num_microbatches, behind)
+    if units.max() > costs.fits[kind, last, first]:
+        return (0.0, 0.0, math.inf, 0.0, 0.0)
+    link = Link(bandwidth_bytes_per_s=1e5, latency_ms=0.05)
+    end = costs.end_ms[kind, last, first]
+    end += float(gradient_sum_ms(float(costs.own_bytes[last, first]), count, [link]))
+    load = float(compute_load_ms(objective, compute, float(counts.max()) * compute, end))
+    incoming = 0.0 if costs.waits else forward + backward
+    if not costs.waits:
+        load = max(load, float(link_load_ms(objective, counts.max(), max(forward, backward))))
+    slope, intercept = _window(chain, row, behind, int(counts.max()))
+    return compute, incoming, load, slope, intercept
+
+
+def _best_value(chain: Chain) -> float:
+    """Return the least objective of all plans; infinite if none fits."""
+    known: dict[tuple[int, ...], tuple[float, ...]] = {}
+    free = tuple(chain.costs.counts.tolist())
+    return min((_value_of(chain, p, known) for p in _every_plan(chain, 0, free)), default=math.inf)
+
+
+@pytest.fixture
+def best_value() -> Callable[[Chain], float]:
+    return _best_value
+
+
+@pytest.fixture
+def plan_value() -> Callable[[Chain, Sequence[Sequence[int]]], float]:
+    return _value_of
+
+
+@pytest.fixture
+def random_chain() -> RandomChain:
+    return _random_chain

@@ -1,0 +1,124 @@
+"""The label solver against every plan: on arrays, and on layer graphs with servers and links."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from stagewright.optimizer.assemble import draft
+from stagewright.optimizer.costs.cost import IntArray
+from stagewright.optimizer.costs.evaluate import score
+from stagewright.optimizer.costs.tables import StageTables
+from stagewright.optimizer.load import Inputs
+from stagewright.optimizer.problem import Problem, StageChoice
+from stagewright.optimizer.solvers.brute_force import every_plan as every_choice
+from stagewright.optimizer.solvers.labels.chain import Chain
+from stagewright.optimizer.solvers.labels.found import Found
+from stagewright.optimizer.solvers.labels.solve import search, solve
+
+RandomChain = Callable[[int], Chain]
+BestValue = Callable[[Chain], float]
+PlanValue = Callable[[Chain, Sequence[Sequence[int]]], float]
+RandomInputs = Callable[..., Inputs]
+
+BLOCKS = 20
+CASES = int(os.environ.get("STAGEWRIGHT_FUZZ_EXAMPLES", "100")) * 20
+"""2 000, or 100 000 in `make fuzz`."""
+
+
+def found_for(chain: Chain, plan_value: PlanValue, seconds: float = math.inf) -> Found:
+    """Return what the search finds; its stages hold (first, behind last, type and replicas)."""
+
+    def evaluate(rows: IntArray) -> tuple[float, tuple[StageChoice, ...]] | None:
+        stages = tuple(StageChoice(row[0], row[1], (row[2], row[3])) for row in rows.tolist())
+        value_ms = plan_value(chain, rows.tolist())
+        return None if math.isinf(value_ms) else (value_ms, stages)
+
+    found = Found(evaluate, time.perf_counter() + seconds)
+    search(chain, chain, found)
+    return found
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_no_plan_of_a_random_chain_is_better_than_the_one_proven(
+    random_chain: RandomChain, best_value: BestValue, plan_value: PlanValue, block: int
+) -> None:
+    for seed in range(block * CASES // BLOCKS, (block + 1) * CASES // BLOCKS):
+        chain = random_chain(seed)
+        best = best_value(chain)
+        found = found_for(chain, plan_value)
+        if math.isinf(best):
+            assert not found.stages, seed
+            continue
+        assert found.value_ms == pytest.approx(best, rel=1e-8), seed
+        assert found.bound_ms == pytest.approx(best, rel=1e-8), seed
+
+
+CLUSTERS = (
+    [[("fast", 1), ("slow", 2)]],
+    [[("slow", 3)]],
+    [[("fast", 2)], [("slow", 2)]],
+    [[("fast", 1), ("slow", 1)], [("slow", 1)]],
+)
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(24))
+def test_no_plan_with_one_type_per_stage_is_below_the_bound_or_above_the_plan(
+    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+) -> None:
+    memory_bytes = (10**9, 6000, 10**9, 2500, 12000)[seed % 5]
+    problem = Problem(
+        inputs=random_inputs(seed, 4, CLUSTERS[seed % 4], memory_bytes),
+        microbatch_size=2,
+        num_microbatches=3 + seed % 4,
+        objective=objective,
+        schedule="gpipe" if seed % 5 == 0 else "1f1b",
+        overlap="none" if seed % 3 == 0 else "full",
+        max_stages=2 if seed % 6 == 0 else None,
+    )
+    tables = StageTables(problem)
+    free = tuple(len(group.slots) for group in problem.groups)
+    best = math.inf
+    for choices in every_choice(tables, 0, free):
+        if all(len(set(tables.types_of(choice.devices))) == 1 for choice in choices):
+            scored = score(draft(tables, choices), problem)
+            if not scored.overflows:
+                best = min(best, scored.value_ms)
+    found = solve(problem, 2.0)
+    if found is None:
+        assert math.isinf(best)
+        return
+    rescored = score(draft(tables, found.stages), problem)
+    assert rescored.value_ms == pytest.approx(found.value_ms, rel=1e-9)
+    assert not rescored.overflows
+    assert found.bound_ms <= best * (1 + 1e-9)
+    if len(problem.all_servers) == 1:
+        assert found.value_ms == pytest.approx(best, rel=1e-8)
+        assert found.bound_ms == pytest.approx(best, rel=1e-8)
+
+
+def test_a_search_without_time_returns_a_plan_and_a_bound_below_it(
+    random_chain: RandomChain, best_value: BestValue, plan_value: PlanValue
+) -> None:
+    for seed in range(20):
+        chain = random_chain(seed)
+        found = found_for(chain, plan_value, seconds=-1.0)
+        best = best_value(chain)
+        if found.stages:
+            assert found.bound_ms <= best * (1 + 1e-9) <= found.value_ms * (1 + 2e-9)
+
+
+def test_the_search_does_not_depend_on_anything_but_its_input(
+    random_chain: RandomChain, plan_value: PlanValue
+) -> None:
+    for seed in range(10):
+        first, second = (found_for(random_chain(seed), plan_value) for _ in range(2))
+        assert (first.stages, first.bound_ms) == (second.stages, second.bound_ms)
+        assert np.array_equal(
+            [leaf.low_ms for leaf in first.leaves], [leaf.low_ms for leaf in second.leaves]
+        )
