@@ -16,6 +16,7 @@ from stagewright.document import InputError
 Floats = npt.NDArray[np.float64]
 
 MOST_CHOICES = 20_000
+_BLOCK = 1_000
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,19 @@ class Fronts:
             ]
         )
         ordered = np.lexsort(ways.T[::-1])
-        kept: list[int] = []
-        best = np.empty((len(ordered), 4))
-        for candidate in ordered:
-            if not (best[: len(kept)] <= ways[candidate]).all(axis=1).any():
-                best[len(kept)] = ways[candidate]
-                kept.append(int(candidate))
-        return np.array(kept, np.intp)
+        kept = ordered[:0]
+        # An earlier choice is never beaten by a later one, so blocks suffice to bound the comparison's size.
+        for start in range(0, len(ordered), _BLOCK):
+            block = ordered[start : start + _BLOCK]
+            block = block[~_as_good(ways[kept], ways[block]).any(axis=0)]
+            within = np.triu(_as_good(ways[block], ways[block]), k=1)
+            kept = np.concatenate([kept, block[~within.any(axis=0)]])
+        return kept
+
+
+def _as_good(first: Floats, second: Floats) -> npt.NDArray[np.bool_]:
+    """Return the (first, second) table of which first choice is in all ways as good as which second one."""
+    table = np.ones((len(first), len(second)), bool)
+    for way in range(first.shape[1]):
+        table &= first[:, None, way] <= second[:, way]
+    return table

@@ -146,6 +146,8 @@ class _Pricing:
         # Towards the first layers, so that stages with the same end share the fronts of their last nodes.
         later_first = sorted(range(len(model.nodes)), key=_depths(model).__getitem__, reverse=True)
         self._order = tuple(later_first)
+        self._same_everywhere: dict[tuple[int, int], Item] = {}
+        """By node and degree: the items that are the same in every stage."""
         self._fronts = {t: Fronts(space.most_replicas, space.num_units(1)) for t in sums}
 
     def seconds(self) -> dict[tuple[int, int], Floats]:
@@ -231,10 +233,14 @@ class _Pricing:
         )
 
     def _item(self, stage: int, node: int, degree: int) -> Item:
+        known = self._same_everywhere.get((node, degree))
+        if known is not None:
+            return known
         model = self._model
         options = model.nodes[node].options[degree][: None if self._recomputation else 1]
         per_byte = 1 / model.bandwidth_bytes_per_s
         rows = []
+        depends_on_stage = False
         for option in options:
             plain = options[0]
             sync = 0.0
@@ -242,6 +248,7 @@ class _Pricing:
                 plain.sync_in_bytes,
                 plain.sync_out_bytes,
             ):
+                depends_on_stage = True
                 sync = self._sync_bytes(stage, node, option.sync_in_bytes, option.sync_out_bytes)
                 sync -= self._sync_bytes(stage, node, plain.sync_in_bytes, plain.sync_out_bytes)
             gradient_bytes = 4 * (option.parameter_bytes - plain.parameter_bytes)
@@ -253,7 +260,10 @@ class _Pricing:
                     option.fixed_bytes - plain.fixed_bytes,
                 )
             )
-        return Item(node, tuple(zip(*rows, strict=True)))
+        item = Item(node, tuple(zip(*rows, strict=True)))
+        if not depends_on_stage:
+            self._same_everywhere[node, degree] = item
+        return item
 
     def _sync_bytes(
         self, stage: int, node: int, in_bytes: Mapping[str, float], out_bytes: Mapping[str, float]
