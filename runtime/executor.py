@@ -135,7 +135,13 @@ class Executor:
         else:
             gradients = {edge.target: tensors for edge, tensors in arrived.items()}
             start_s, cpu_s = time.perf_counter(), time.thread_time()
-            outgoing = stage.backward(microbatch, gradients)
+            outgoing = {}
+            if action.kind == "B":
+                outgoing = stage.backward(microbatch, gradients)
+            elif action.kind == "I":
+                outgoing = stage.backward_of_inputs(microbatch, gradients)
+            else:
+                stage.backward_of_weights(microbatch)
         device_s = self.emulate(start_s, cpu_s)
         for message in messages_from(pipeline, action):
             tensors = outgoing[message.edge.target if message.forward else message.edge.source]

@@ -10,6 +10,7 @@ from torch import nn
 from stagewright.plan import Border
 from stagewright.value import TensorSpec, tensors_of
 
+from .split_backward import PendingWeights, backward_of_inputs
 from .values import ValueMismatchError, flatten, unflatten
 
 Values = dict[str, Any]
@@ -25,6 +26,39 @@ class _Unit:
     sent: dict[int, list[torch.Tensor]]
     """By target stage: the tensors that get a gradient back."""
     loss: torch.Tensor | None
+    weights: PendingWeights | None = None
+    """After the backward of the inputs: what is left for the weights."""
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        return [leaf for leaves in self.received.values() for leaf in leaves]
+
+    def roots(
+        self, arrived: dict[int, list[torch.Tensor]]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Return what the backward starts at, and the gradients there."""
+        roots: list[torch.Tensor] = []
+        gradients: list[torch.Tensor | None] = []
+        if self.loss is not None:
+            roots.append(self.loss)
+            gradients.append(None)
+        for target, tensors in self.sent.items():
+            for tensor, gradient in zip(tensors, arrived[target], strict=True):
+                if tensor.requires_grad:
+                    roots.append(tensor)
+                    gradients.append(gradient)
+        return roots, gradients
+
+    def by_source(self, found: list[torch.Tensor | None]) -> dict[int, list[torch.Tensor]]:
+        """Return the leaves' gradients by source stage, zeros where there is none."""
+        each = iter(found)
+        return {
+            source: [
+                torch.zeros_like(leaf) if gradient is None else gradient
+                for leaf, gradient in zip(leaves, each, strict=False)
+            ]
+            for source, leaves in self.received.items()
+        }
 
 
 class StageRunner:
@@ -115,22 +149,28 @@ class StageRunner:
             arrived: by target stage, the gradients that came back from it.
         """
         unit = self._units.pop(microbatch)
-        roots: list[torch.Tensor] = []
-        gradients: list[torch.Tensor | None] = []
-        if unit.loss is not None:
-            roots.append(unit.loss)
-            gradients.append(None)
-        for target, tensors in unit.sent.items():
-            for tensor, gradient in zip(tensors, arrived[target], strict=True):
-                if tensor.requires_grad:
-                    roots.append(tensor)
-                    gradients.append(gradient)
+        roots, gradients = unit.roots(arrived)
         if roots:
             torch.autograd.backward(roots, gradients)
-        return {
-            source: [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-            for source, leaves in unit.received.items()
-        }
+        return unit.by_source([leaf.grad for leaf in unit.leaves])
+
+    def backward_of_inputs(
+        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+    ) -> dict[int, list[torch.Tensor]]:
+        """Run the part of the backward that other stages wait for; `backward_of_weights` does the rest."""
+        unit = self._units[microbatch]
+        roots, gradients = unit.roots(arrived)
+        if not roots:
+            return unit.by_source([None] * len(unit.leaves))
+        found, unit.weights = backward_of_inputs(roots, gradients, unit.leaves)
+        unit.sent, unit.loss = {}, None
+        return unit.by_source(found)
+
+    def backward_of_weights(self, microbatch: int) -> None:
+        """Add what is left of a unit's backward to the parameters' gradients."""
+        weights = self._units.pop(microbatch).weights
+        if weights is not None:
+            weights.run()
 
     @property
     def units_held(self) -> int:

@@ -5,18 +5,19 @@ other (a balanced plan), a backward twice as long as a forward, and messages tak
 ranks come from one run, they cannot contradict one another.
 
 Sources: Huang et al., "GPipe", NeurIPS 2019; Narayanan et al., "PipeDream", SOSP 2019, and
-"Efficient Large-Scale Language Model Training on GPU Clusters", SC 2021 (1F1B with flush).
+"Efficient Large-Scale Language Model Training on GPU Clusters", SC 2021 (1F1B with flush); Qi et al., "Zero
+Bubble Pipeline Parallelism", ICLR 2024 (ZB-H1).
 """
 
 import heapq
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from stagewright.document import InputError
-from stagewright.schedule import Action, Pipeline, Schedule
+from stagewright.schedule import Action, Kind, Pipeline, Schedule
 
-SCHEDULES = ("gpipe", "1f1b")
+SCHEDULES = ("gpipe", "1f1b", "zero-bubble")
 """Of training steps."""
 FORWARD_ONLY = "forward"
 """The schedule of inference: every forward, no backward."""
@@ -29,6 +30,8 @@ def make_schedule(name: str, pipeline: Pipeline) -> Schedule:
     1f1b: a rank runs a forward while it holds fewer units than the replicas behind it need to stay busy
     (`units_allowed`), else a backward. (Two backwards in a row, where replicas finish together, would starve
     one of them.)
+    zero-bubble: 1f1b with the backward in two parts; the gradients of the inputs (I) as soon as they can be,
+    those of the weights (W) where the rank would idle. A stage that sends no gradient back has no I.
     forward: every forward, no backward.
 
     Raises:
@@ -38,11 +41,12 @@ def make_schedule(name: str, pipeline: Pipeline) -> Schedule:
         everything = {
             worker.rank: pipeline.num_microbatches for w in pipeline.stages for worker in w
         }
-        return _run(pipeline, [everything] * len(pipeline.stages), forwards_first=True)
+        return _Run(pipeline, [everything] * len(pipeline.stages), forwards_first=True).trace()
     if name == FORWARD_ONLY:
         return forward_schedule(pipeline)
-    if name == "1f1b":
-        return _run(pipeline, units_allowed(pipeline), forwards_first=False)
+    if name in ("1f1b", "zero-bubble"):
+        allowed = units_allowed(pipeline)
+        return _Run(pipeline, allowed, splits_backward=name == "zero-bubble").trace()
     raise InputError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
 
 
@@ -61,90 +65,148 @@ def units_allowed(pipeline: Pipeline) -> list[dict[int, int]]:
     A stage holds one unit for each replica from itself to the last stage; its replicas split them by share.
     Source: the number of in-flight minibatches of PipeDream, SOSP 2019, section 3.2, with unequal shares.
     """
-    allowed = []
-    behind = 0
-    for workers in reversed(pipeline.stages):
-        behind += len(workers)
-        total = sum(worker.share for worker in workers)
-        allowed.append({w.rank: math.ceil(behind * w.share / total) for w in workers})
-    return allowed[::-1]
+    behind = [sum(map(len, pipeline.stages[stage:])) for stage in range(len(pipeline.stages))]
+    return _split_by_share(pipeline, behind)
+
+
+def units_held_at_most(pipeline: Pipeline) -> list[dict[int, int]]:
+    """Return for each stage and rank how many units zero-bubble lets it hold until their weights' gradients.
+
+    As many as 1F1B's first stage: one for each replica of all stages, split by share.
+    """
+    everyone = sum(map(len, pipeline.stages))
+    return _split_by_share(pipeline, [everyone] * len(pipeline.stages))
+
+
+def _split_by_share(pipeline: Pipeline, units: list[int]) -> list[dict[int, int]]:
+    """Return each stage's units split over its replicas by share, rounded up."""
+    return [
+        {w.rank: math.ceil(count * w.share / sum(o.share for o in workers)) for w in workers}
+        for workers, count in zip(pipeline.stages, units, strict=True)
+    ]
 
 
 class _Rank:
     """What one rank has left to do, per stage, in the order of the micro-batches."""
 
     def __init__(self) -> None:
-        self.forwards: dict[int, list[int]] = defaultdict(list)
-        self.num_forwards: dict[int, int] = defaultdict(int)
-        self.num_backwards: dict[int, int] = defaultdict(int)
+        self.units: dict[int, list[int]] = defaultdict(list)
+        """By stage: the micro-batches dealt to it."""
+        self.started: Counter[tuple[int, str]] = Counter()
+        """By stage and kind of action: how many were started."""
         self.row: list[Action] = []
         self.busy = False
 
+    def next(self, stage: int, kind: Kind) -> Action | None:
+        """Return the next action of a kind; None if all are started."""
+        index = self.started[stage, kind]
+        units = self.units[stage]
+        return Action(stage, kind, units[index]) if index < len(units) else None
+
+    def on_the_way(self, stage: int) -> int:
+        """Return how many units have gone forward and not back to the stage before."""
+        started = self.started
+        return started[stage, "F"] - started[stage, "B"] - started[stage, "I"]
+
+    def held(self, stage: int) -> int:
+        """Return how many units are between the start of their forward and of their last backward part."""
+        started = self.started
+        return started[stage, "F"] - started[stage, "B"] - started[stage, "W"]
+
     def forwards_left(self) -> bool:
-        return any(self.num_forwards[stage] < len(units) for stage, units in self.forwards.items())
+        return any(self.started[stage, "F"] < len(units) for stage, units in self.units.items())
 
 
-def _run(pipeline: Pipeline, allowed: list[dict[int, int]], *, forwards_first: bool) -> Schedule:
-    """Simulate one run and return its trace; time is in units that make every duration an integer."""
-    ranks: dict[int, _Rank] = {rank: _Rank() for rank in pipeline.ranks}
-    for stage, route in enumerate(pipeline.routes):
-        for microbatch, rank in enumerate(route):
-            ranks[rank].forwards[stage].append(microbatch)
-    forward_time = _balanced_forward_times(pipeline)
-    done: set[Action] = set()
-    events: list[tuple[int, int, Action]] = []
-    waiting = set(ranks)
-    now = 0
-    while waiting or events:
-        for rank in sorted(waiting):
-            action = _choose(pipeline, ranks[rank], rank, allowed, done, forwards_first)
-            if action is not None:
-                ranks[rank].busy = True
-                ranks[rank].row.append(action)
-                duration = forward_time[action.stage][rank] * (1 if action.kind == "F" else 2)
-                heapq.heappush(events, (now + duration, rank, action))
-        waiting = set()
-        if events:
-            now = events[0][0]
-        while events and events[0][0] == now:
-            _, rank, action = heapq.heappop(events)
-            done.add(action)
-            ranks[rank].busy = False
-            waiting |= {rank, *_ranks_served(pipeline, action)}
-        waiting = {rank for rank in waiting if not ranks[rank].busy}
-    schedule = Schedule({rank: tuple(state.row) for rank, state in ranks.items()})
-    assert (
-        sum(map(len, schedule.rows.values()))
-        == 2 * len(pipeline.stages) * pipeline.num_microbatches
-    )
-    return schedule
+class _Run:
+    """One simulated run; time is in units that make every duration an integer."""
 
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        allowed: list[dict[int, int]],
+        *,
+        forwards_first: bool = False,
+        splits_backward: bool = False,
+    ) -> None:
+        self.pipeline = pipeline
+        self.allowed = allowed
+        self.most = units_held_at_most(pipeline) if splits_backward else allowed
+        self.forwards_first = forwards_first
+        self.splits_backward = splits_backward
+        self.forward_time = _balanced_forward_times(pipeline)
+        self.done: set[Action] = set()
+        self.ranks: dict[int, _Rank] = {rank: _Rank() for rank in pipeline.ranks}
+        for stage, route in enumerate(pipeline.routes):
+            for microbatch, rank in enumerate(route):
+                self.ranks[rank].units[stage].append(microbatch)
 
-def _choose(
-    pipeline: Pipeline,
-    state: _Rank,
-    rank: int,
-    allowed: list[dict[int, int]],
-    done: set[Action],
-    forwards_first: bool,
-) -> Action | None:
-    """Return the action that a free rank starts now; None if nothing is ready. Later stages go first."""
-    for stage in sorted(state.forwards, reverse=True):
-        held = state.num_forwards[stage] - state.num_backwards[stage]
-        if state.num_forwards[stage] < len(state.forwards[stage]) and held < allowed[stage][rank]:
-            action = Action(stage, "F", state.forwards[stage][state.num_forwards[stage]])
-            if is_ready(pipeline, action, done):
-                state.num_forwards[stage] += 1
+    def trace(self) -> Schedule:
+        """Return what every rank did."""
+        events: list[tuple[int, int, Action]] = []
+        waiting = set(self.ranks)
+        now = 0
+        while waiting or events:
+            for rank in sorted(waiting):
+                action = self._choose(rank)
+                if action is not None:
+                    heapq.heappush(events, (now + self._start(rank, action), rank, action))
+            waiting = set()
+            if events:
+                now = events[0][0]
+            while events and events[0][0] == now:
+                _, rank, action = heapq.heappop(events)
+                self.done.add(action)
+                self.ranks[rank].busy = False
+                waiting |= {rank, *_ranks_served(self.pipeline, action)}
+            waiting = {rank for rank in waiting if not self.ranks[rank].busy}
+        assert not any(state.forwards_left() for state in self.ranks.values())
+        assert all(state.held(s) == 0 for state in self.ranks.values() for s in state.units)
+        return Schedule({rank: tuple(state.row) for rank, state in self.ranks.items()})
+
+    def _start(self, rank: int, action: Action) -> int:
+        """Note that a rank starts an action; return its duration."""
+        state = self.ranks[rank]
+        state.busy = True
+        state.row.append(action)
+        state.started[action.stage, action.kind] += 1
+        return self.forward_time[action.stage][rank] * (2 if action.kind == "B" else 1)
+
+    def _choose(self, rank: int) -> Action | None:
+        """Return the action that a free rank starts now; None if nothing is ready. Later stages go first."""
+        state = self.ranks[rank]
+        stages = sorted(state.units, reverse=True)
+        split = [stage for stage in stages if self._is_split(stage)]
+        whole = [stage for stage in stages if not self._is_split(stage)]
+        if self.forwards_first and state.forwards_left():
+            whole = []
+        return (
+            self._first_ready(state, split, "I")
+            or self._first_ready(state, [s for s in stages if self._may_forward(rank, s)], "F")
+            or self._first_ready(state, whole, "B")
+            or self._first_ready(state, split, "W")
+        )
+
+    def _may_forward(self, rank: int, stage: int) -> bool:
+        """Return whether a rank may hold one unit more.
+
+        Where the backward is split, units whose weight gradients wait are held too; every stage may hold as
+        many in all as the first one, which must anyway (ZB-H1).
+        """
+        state = self.ranks[rank]
+        if state.on_the_way(stage) >= self.allowed[stage][rank]:
+            return False
+        return not self._is_split(stage) or state.held(stage) < self.most[stage][rank]
+
+    def _first_ready(self, state: _Rank, stages: list[int], kind: Kind) -> Action | None:
+        for stage in stages:
+            action = state.next(stage, kind)
+            if action is not None and is_ready(self.pipeline, action, self.done):
                 return action
-    backwards_may_start = not (forwards_first and state.forwards_left())
-    if backwards_may_start:
-        for stage in sorted(state.forwards, reverse=True):
-            if state.num_backwards[stage] < state.num_forwards[stage]:
-                action = Action(stage, "B", state.forwards[stage][state.num_backwards[stage]])
-                if is_ready(pipeline, action, done):
-                    state.num_backwards[stage] += 1
-                    return action
-    return None
+        return None
+
+    def _is_split(self, stage: int) -> bool:
+        edges = self.pipeline.sources[stage]
+        return self.splits_backward and any(edge.carries_gradient for edge in edges)
 
 
 def is_ready(pipeline: Pipeline, action: Action, done: set[Action]) -> bool:

@@ -57,8 +57,11 @@ def dry_run(programs: dict[int, list[Instruction]]) -> dict[int, list[Instructio
             elif isinstance(head, Send):
                 message = head.message
                 assert message.sender == rank
-                made = f"{message.edge.source}F" if message.forward else f"{message.edge.target}B"
-                assert (rank, made, message.microbatch) in values, "sent before it was computed"
+                stage, kinds = message.edge.source, "F"
+                if not message.forward:
+                    stage, kinds = message.edge.target, "BI"
+                made = {(rank, f"{stage}{kind}", message.microbatch) for kind in kinds}
+                assert made & values, "sent before it was computed"
                 other = left[message.receiver]
                 if other and other[0] == Receive(message):
                     program.pop(0)

@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 
 from stagewright.document import InputError
 from stagewright.program import check
-from stagewright.schedule import Action, Edge, Pipeline, Schedule, Worker
-from stagewright.scheduling import SCHEDULES, forward_schedule, make_schedule, units_allowed
+from stagewright.schedule import Action, Edge, Kind, Pipeline, Schedule, Worker
+from stagewright.scheduling import (
+    SCHEDULES,
+    forward_schedule,
+    make_schedule,
+    units_allowed,
+    units_held_at_most,
+)
 
 
 @st.composite
@@ -53,6 +59,12 @@ def row(stage: int, text: str) -> tuple[Action, ...]:
     return tuple(Action.parse(f"{stage}{word}") for word in text.split())
 
 
+def parts_of(name: str, pipeline: Pipeline, stage: int) -> tuple[Kind, ...]:
+    """Return the actions of one unit: zero-bubble splits the backward where a gradient goes back."""
+    goes_back = any(e.carries_gradient for e in pipeline.edges if e.target == stage)
+    return ("F", "I", "W") if name == "zero-bubble" and goes_back else ("F", "B")
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(pipelines())
 def test_every_unit_goes_forward_and_backward_once_on_its_rank(
@@ -65,7 +77,7 @@ def test_every_unit_goes_forward_and_backward_once_on_its_rank(
             for stage, route in enumerate(pipeline.routes)
             for microbatch, owner in enumerate(route)
             if owner == rank
-            for kind in ("F", "B")
+            for kind in parts_of(name, pipeline, stage)
         )
         for rank in pipeline.ranks
     }
@@ -90,6 +102,35 @@ def test_1f1b_holds_no_more_units_than_allowed(pipeline: Pipeline) -> None:
 
 
 @given(pipelines())
+def test_zero_bubble_holds_no_more_units_than_the_first_stage_of_1f1b(pipeline: Pipeline) -> None:
+    schedule = make_schedule("zero-bubble", pipeline)
+    for stage, allowed in enumerate(units_held_at_most(pipeline)):
+        for rank, limit in allowed.items():
+            assert schedule.units_in_flight(rank, stage) <= limit
+
+
+def test_zero_bubble_fills_the_bubbles_of_1f1b() -> None:
+    """Forward, I and W take one unit of time each: the rows end sooner than 1F1B's (backward two units)."""
+    pipeline = chain(1, 1, 1, 1, num_microbatches=8)
+    ends = {name: end_of(pipeline, make_schedule(name, pipeline)) for name in SCHEDULES}
+    assert ends["1f1b"] == 8 * 3 + 3 * 3
+    assert ends["zero-bubble"] < ends["1f1b"]
+
+
+def end_of(pipeline: Pipeline, schedule: Schedule) -> int:
+    """Return when the last action ends if each starts as soon as it can."""
+    end: dict[Action, int] = {}
+    free = dict.fromkeys(schedule.rows, 0)
+    for action in check(pipeline, schedule):
+        rank = pipeline.routes[action.stage][action.microbatch]
+        needs = (need if isinstance(need, tuple) else (need,) for need in pipeline.needs(action))
+        ready = max((end[n] for need in needs for n in need if n in end), default=0)
+        start = max(ready, free[rank])
+        free[rank] = end[action] = start + (2 if action.kind == "B" else 1)
+    return max(end.values())
+
+
+@given(pipelines())
 def test_gpipe_runs_all_forwards_of_a_rank_before_its_backwards(pipeline: Pipeline) -> None:
     for actions in make_schedule("gpipe", pipeline).rows.values():
         text = "".join(action.kind for action in actions)
@@ -101,7 +142,7 @@ def test_gpipe_runs_all_forwards_of_a_rank_before_its_backwards(pipeline: Pipeli
 def test_a_rank_takes_the_micro_batches_of_a_stage_in_order(name: str, pipeline: Pipeline) -> None:
     for actions in make_schedule(name, pipeline).rows.values():
         for stage in range(len(pipeline.stages)):
-            for kind in ("F", "B"):
+            for kind in "FBIW":
                 taken = [a.microbatch for a in actions if (a.stage, a.kind) == (stage, kind)]
                 assert taken == sorted(taken)
 

@@ -75,6 +75,7 @@ CASES: list[tuple[str, list[Any], int, str]] = [
         for model in MODELS
         for index, mix in enumerate(EVERY_MIX)
     ),
+    *((model, mix, 4, "zero-bubble") for model in MODELS for mix in ([1, 1, 1], [2, 1], [1, 2])),
     # unequal shares, more replicas than micro-batches, a single micro-batch
     ("gpt.py:build_without_dropout", [[2, 1], 1], 6, "1f1b"),
     ("digits_cnn", [[1, 2], [1, 1]], 7, "1f1b"),
