@@ -8,12 +8,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from stagewright.scheduling import SCHEDULES
+from stagewright.scheduling import PLANNED_SCHEDULES
 
+from .borders import chain_of
+from .constraints import Constraints, Fixed
 from .costs.cost import STATE_COPIES
 from .given import GivenStages
-from .load import load_inputs
-from .planning import OBJECTIVES, SOLVERS, Request, optimize
+from .load import Inputs, load_inputs
+from .planning import SOLVERS, TRAINING_OBJECTIVES, Request, optimize
 from .report import report_of, text_of
 from .simulation.trace_file import write_trace
 
@@ -28,26 +30,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = None
     if args.cuts or args.replicas or args.types:
         given = GivenStages.parse(args.cuts, args.replicas, args.types)
+    inputs = load_inputs(args.cluster)
     request = Request(
         batch_size=args.batch_size,
         microbatch_size=args.microbatch_size,
         schedule=args.schedule,
-        objective=args.objective,
+        objective="latency" if args.inference else args.objective,
         solver=args.solver,
+        time_limit_s=args.time_limit,
         optimizer=args.optimizer,
         overlap=args.overlap,
         max_stages=args.max_stages,
         count_memory=not args.ignore_memory,
         count_update=not args.ignore_update,
         given=given,
+        constraints=_constraints(args, inputs),
+        top=args.top,
+        rank_by=args.rank_by,
     )
-    result = optimize(load_inputs(args.cluster), request, args.output)
+    result = optimize(inputs, request, args.output)
     result.plan.save(args.output)
     if args.trace:
         write_trace(args.trace, result.plan, result.prediction.timeline)
     report = report_of(result, args.output)
     print(json.dumps(report) if args.json else text_of(report))
     return 0
+
+
+def _constraints(args: argparse.Namespace, inputs: Inputs) -> Constraints:
+    fixed = None
+    if args.fix is not None:
+        fixed = Fixed.load(args.fix)
+        layers = [layer.name for layer in chain_of(inputs.model)]
+        fixed.check(args.fix, layers, list(inputs.graphs))
+    return Constraints(
+        straight=args.straight,
+        fixed=fixed,
+        budget_per_hour=args.budget,
+        deadline_ms=args.deadline_ms,
+        period_ms=args.max_period,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,9 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="samples per micro-batch (default: the best measured one)",
     )
-    parser.add_argument("--schedule", choices=SCHEDULES, default="1f1b")
-    parser.add_argument("--objective", choices=list(OBJECTIVES), default="step-time")
+    parser.add_argument("--schedule", choices=PLANNED_SCHEDULES, default="1f1b")
+    parser.add_argument("--objective", choices=TRAINING_OBJECTIVES, default="step-time")
     parser.add_argument("--solver", choices=list(SOLVERS), default="exact")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds of search; then, or at Ctrl-C, the best plan so far with its gap (default: 60)",
+    )
     parser.add_argument(
         "--optimizer", choices=list(STATE_COPIES), default="sgd-momentum", help="for its memory"
     )
@@ -76,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         default="full",
         help="do messages travel while ranks compute (default: full)",
     )
-    parser.add_argument("--max-stages", type=int, metavar="N")
+    _add_limits(parser)
     parser.add_argument("--ignore-memory", action="store_true", help="let stages exceed the memory")
     parser.add_argument("--ignore-update", action="store_true", help="do not count the update")
     given = parser.add_argument_group("stages fixed by the user; the plan is scored, not searched")
@@ -90,3 +119,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits on the plans that are searched")
+    limits.add_argument("--max-stages", type=int, metavar="N")
+    limits.add_argument("--straight", action="store_true", help="no replicas: one device per stage")
+    limits.add_argument(
+        "--fix",
+        type=Path,
+        metavar="FILE",
+        help="TOML: layers that stay together or sit on a device type, see docs/formats.md",
+    )
+    limits.add_argument(
+        "--budget", type=float, metavar="MONEY", help="per hour, for all devices that the plan uses"
+    )
+    limits.add_argument(
+        "--deadline-ms", type=float, metavar="MS", help="of a step, for --objective cost"
+    )
+    limits.add_argument(
+        "--inference",
+        action="store_true",
+        help="forward only: the least latency of a micro-batch, instead of --objective",
+    )
+    limits.add_argument(
+        "--max-period", type=float, metavar="MS", help="between two micro-batches of --inference"
+    )
+    several = parser.add_argument_group("several plans, for small clusters")
+    several.add_argument(
+        "--top", type=int, default=1, metavar="K", help="report the K best plans (default: 1)"
+    )
+    several.add_argument(
+        "--rank-by",
+        choices=("formula", "simulation"),
+        default="formula",
+        help="simulation: take the best simulated of the --top plans (default then: 20)",
+    )

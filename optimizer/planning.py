@@ -6,32 +6,46 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stagewright.document import InputError
 from stagewright.plan import Plan, Proof
-from stagewright.scheduling import SCHEDULES
+from stagewright.scheduling import FORWARD_ONLY, PLANNED_SCHEDULES
 
+from .alternatives import Fewer, Ranked, best_plans, bound_of, fewer_devices, worth
 from .assemble import Prediction, draft, predict
 from .baselines import Baseline, baselines_of
+from .constraints import NO_CONSTRAINTS, Constraints
 from .costs.cost import Objective, Overlap, state_copies
 from .costs.tables import StageTables
 from .given import GivenStages
 from .infeasible import explain
 from .load import Inputs
 from .problem import Problem
-from .solvers import brute_force, exact, hierarchical, local_search
+from .solvers import brute_force, choose, hierarchical, local_search
 from .solvers.solution import Solution
 
-SOLVERS: Mapping[str, Callable[[Problem], Solution | None]] = {
-    "exact": exact.solve,
-    "brute-force": brute_force.solve,
-    "local-search": local_search.solve,
-    "hierarchical": hierarchical.solve,
+RankBy = Literal["formula", "simulation"]
+
+SOLVERS: Mapping[str, Callable[[Problem, float | None], Solution | None]] = {
+    "exact": choose.solve,
+    "labels": choose.solve_by_labels,
+    "brute-force": lambda problem, _: brute_force.solve(problem),
+    "local-search": lambda problem, _: local_search.solve(problem),
+    "hierarchical": lambda problem, _: hierarchical.solve(problem),
 }
+"""From a problem and the seconds that the search may take; those without limit end by themselves."""
 OBJECTIVES: Mapping[Objective, str] = {
     "step-time": "step_ms",
     "throughput": "steady_step_ms",
+    "cost": "price_per_1000_steps",
+    "latency": "latency_ms",
 }
+TRAINING_OBJECTIVES = tuple(name for name in OBJECTIVES if name != "latency")
+RANKED_PLANS = 20
+"""Plans that are simulated if the user asks for the best simulated one without saying of how many."""
+PROVING_SOLVERS = ("exact", "brute-force")
+"""Those that obey every constraint and know every objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +68,11 @@ class Request:
     count_update: bool = True
     given: GivenStages | None = None
     """Stages that the user fixes; None: a solver chooses them."""
+    constraints: Constraints = NO_CONSTRAINTS
+    top: int = 1
+    """How many of the best plans to report."""
+    rank_by: RankBy = "formula"
+    """Which of the best plans is taken: the best under the closed formula, or the best simulated one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,13 @@ class Result:
     idle: tuple[str, ...]
     """The device types of the cluster's devices that the plan leaves idle."""
     baselines: tuple[Baseline, ...]
+    fewer: Fewer | None = None
+    """Fewer devices that do as well; None: there are none, or it was not looked for."""
+    ranking: tuple[Ranked, ...] = ()
+    """The best plans, best under the closed formula first; empty if they were not asked for."""
+    ranked_by: RankBy = "formula"
+    chosen_rank: int = 1
+    """The plan's place in the ranking."""
 
 
 def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
@@ -89,18 +115,27 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
             found.append((solution, problem))
     if not found:
         raise _why_nothing_fits(problems[0], request)
-    solution, problem = min(found, key=lambda pair: pair[0].value_ms)
-    bound_ms = min(other.bound_ms for other, _ in found)
+    solution, problem = min(found, key=lambda pair: worth(*pair))
+    bound = min(bound_of(*pair) for pair in found)
+    ranking = _ranking(found, request)
+    fewer = fewer_devices(solution, problem) if solution.solver == "exact" else None
+    place = 0
+    if request.rank_by == "simulation":
+        place = min(range(len(ranking)), key=lambda index: ranking[index].simulated)
+        solution, problem = ranking[place].solution, ranking[place].problem
     seconds = time.perf_counter() - started
     tables = StageTables(problem)
     prediction = predict(draft(tables, solution.stages), problem)
     _check_score(prediction, solution)
+    value = problem.reported_value(
+        prediction.score.value_ms, [choice.devices for choice in solution.stages]
+    )
     plan = prediction.plan.replace(
         proof=Proof(
             solver=solution.solver,
             objective=OBJECTIVES[request.objective],
-            value=prediction.score.value_ms,
-            lower_bound=min(bound_ms, prediction.score.value_ms),
+            value=value,
+            lower_bound=min(bound, value),
             space=_space(solution, [p.microbatch_size for p in problems]),
         ),
         sources=inputs.sources(plan_path),
@@ -112,23 +147,74 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         seconds=seconds,
         idle=_idle(plan, problem),
         baselines=baselines_of(tables),
+        fewer=fewer,
+        ranking=ranking,
+        ranked_by=request.rank_by,
+        chosen_rank=place + 1,
     )
+
+
+def _ranking(found: Sequence[tuple[Solution, Problem]], request: Request) -> tuple[Ranked, ...]:
+    """Return the best plans if the user asked for several."""
+    if request.top == 1 and request.rank_by == "formula":
+        return ()
+    count = request.top if request.top > 1 else RANKED_PLANS
+    return tuple(best_plans(found, count))
 
 
 def _check(request: Request) -> None:
     state_copies(request.optimizer)
     if request.solver not in SOLVERS:
         raise InputError(f"solver is {request.solver!r}, expected one of {', '.join(SOLVERS)}")
-    if request.schedule not in SCHEDULES:
+    if request.schedule not in PLANNED_SCHEDULES:
         raise InputError(
-            f"schedule is {request.schedule!r}, expected one of {', '.join(SCHEDULES)}"
+            f"schedule is {request.schedule!r}, expected one of {', '.join(PLANNED_SCHEDULES)}"
         )
-    for name in ("batch_size", "microbatch_size", "max_stages"):
+    for name in ("batch_size", "microbatch_size", "max_stages", "top"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
     if request.time_limit_s is not None and not request.time_limit_s > 0:
         raise InputError(f"--time-limit is {request.time_limit_s}, expected seconds above 0")
+    _check_constraints(request)
+
+
+def _check_constraints(request: Request) -> None:
+    """Check that the objective, the constraints and the solver go together."""
+    limits, objective = request.constraints, request.objective
+    for option, value in (
+        ("--budget", limits.budget_per_hour),
+        ("--deadline-ms", limits.deadline_ms),
+        ("--max-period", limits.period_ms),
+    ):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{option} is {value}, expected a finite number above 0")
+    if limits.deadline_ms is not None and objective != "cost":
+        raise InputError(
+            "--deadline-ms is for --objective cost: what is minimised then is the price; add it"
+        )
+    if limits.period_ms is not None and objective != "latency":
+        raise InputError("--max-period is for --inference; add it")
+    special = list(limits.named)
+    if request.top > 1 or request.rank_by == "simulation":
+        special.append("--top" if request.top > 1 else "--rank-by simulation")
+    if special and request.given is not None:
+        raise InputError(
+            f"{special[0]} chooses among plans, but --cuts, --replicas and --types give one; leave one out"
+        )
+    special += ["--objective cost"] if objective == "cost" else []
+    special += ["--inference"] if objective == "latency" else []
+    allowed = (
+        (*PROVING_SOLVERS, "labels") if set(special) <= {"--straight", "--fix"} else PROVING_SOLVERS
+    )
+    if special and request.solver not in allowed:
+        raise InputError(
+            f"--solver {request.solver} knows no {special[0]}; use --solver {' or '.join(allowed)}"
+        )
+    if request.rank_by == "simulation" and objective not in ("step-time", "cost"):
+        raise InputError(
+            "--rank-by simulation compares whole steps; use --objective step-time or cost"
+        )
 
 
 def _microbatch_sizes(inputs: Inputs, request: Request) -> list[int]:
@@ -160,13 +246,14 @@ def _problem(inputs: Inputs, request: Request, microbatch_size: int) -> Problem:
         inputs=inputs,
         microbatch_size=microbatch_size,
         num_microbatches=request.batch_size // microbatch_size,
-        schedule=request.schedule,
+        schedule=FORWARD_ONLY if request.objective == "latency" else request.schedule,
         objective=request.objective,
         optimizer=request.optimizer,
         overlap=request.overlap,
         count_memory=request.count_memory,
         count_update=request.count_update,
         max_stages=request.max_stages,
+        constraints=request.constraints,
     )
 
 

@@ -14,6 +14,8 @@ from .constraints import NO_CONSTRAINTS, Constraints
 from .costs.cost import Objective, Overlap, state_copies
 from .load import Inputs
 
+MS_PER_HOUR = 3.6e6
+
 
 @dataclass(frozen=True)
 class Group:
@@ -106,6 +108,12 @@ class Problem:
         if self.objective != "cost":
             return 1.0
         return self.price_per_hour(tuple(map(sum, zip(*stages, strict=True))))
+
+    def reported_value(self, time_ms: float, stages: Sequence[tuple[int, ...]]) -> float:
+        """Return what a plan of some time is reported as: the time, or the price of 1 000 of them."""
+        if self.objective != "cost":
+            return time_ms
+        return self.worth_of_ms(stages) * time_ms * 1000 / MS_PER_HOUR
 
     def _price(self, device_type: str) -> float:
         price = self.inputs.cluster.device_types[device_type].price_per_hour

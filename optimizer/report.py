@@ -4,7 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from .alternatives import Ranked
 from .planning import Result
+from .problem import MS_PER_HOUR
 
 
 def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
@@ -13,8 +15,10 @@ def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
     return {
         "plan": str(plan_path),
         "objective": plan.proof.objective,
-        "objective_ms": plan.proof.value,
-        "bound_ms": plan.proof.lower_bound,
+        "objective_value": plan.proof.value,
+        "bound_value": plan.proof.lower_bound,
+        "objective_ms": None if problem.objective == "cost" else plan.proof.value,
+        "bound_ms": None if problem.objective == "cost" else plan.proof.lower_bound,
         "gap": plan.proof.gap,
         "solver": plan.proof.solver,
         "space": plan.proof.space,
@@ -35,7 +39,60 @@ def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
             {"name": b.name, "predicted_step_ms": b.step_ms, "fits": b.fits}
             for b in result.baselines
         ],
+        "constraints": list(problem.constraints.named),
+        **_prices(result),
+        "fewer_devices": _fewer(result),
+        "ranked_by": result.ranked_by if result.ranking else None,
+        "ranking": [_ranked(ranked) for ranked in result.ranking],
         "notes": _notes(result),
+    }
+
+
+def _prices(result: Result) -> dict[str, float | None]:
+    """Return the price of the devices that the plan uses, and of 1 000 simulated steps; None if unknown."""
+    types = result.problem.inputs.cluster.device_types
+    replicas = [r for stage in result.plan.stages for r in stage.replicas]
+    prices = [types[replica.device_type].price_per_hour for replica in replicas]
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        return {"price_per_hour": None, "predicted_price_per_1000_steps": None}
+    per_hour = sum(known)
+    steps = per_hour * result.plan.predicted_step_ms * 1000 / MS_PER_HOUR
+    return {"price_per_hour": per_hour, "predicted_price_per_1000_steps": steps}
+
+
+def _fewer(result: Result) -> dict[str, Any] | None:
+    if result.fewer is None:
+        return None
+    return {
+        "devices": [
+            {"server": server, "device_type": kind, "count": count}
+            for server, kind, count in result.fewer.devices
+        ],
+        "objective_value": result.fewer.value,
+        "more": result.fewer.more,
+    }
+
+
+def _ranked(ranked: Ranked) -> dict[str, Any]:
+    plan = ranked.prediction.plan
+    return {
+        "objective_value": ranked.value,
+        "predicted_step_ms": plan.predicted_step_ms,
+        "microbatch_size": plan.microbatch_size,
+        "stages": [
+            {
+                "first_layer": stage.layers[0],
+                "num_layers": len(stage.layers),
+                "replicas": [
+                    {"server": server, "device_type": kind, "count": count}
+                    for (server, kind), count in Counter(
+                        (r.server, r.device_type) for r in stage.replicas
+                    ).items()
+                ],
+            }
+            for stage in plan.stages
+        ],
     }
 
 
@@ -69,6 +126,16 @@ def _notes(result: Result) -> list[str]:
     if result.idle and plan.proof.lower_bound > 0:
         idle = ", ".join(f"{count} x {kind}" for kind, count in Counter(result.idle).items())
         notes.append(f"fewer devices do as well: {idle} stay idle, using them would not be faster")
+    if result.fewer is not None:
+        notes.append(
+            f"fewer devices do as well: {result.fewer} reach {result.fewer.value:.6g}, "
+            f"{result.fewer.more:.3%} more than the plan"
+        )
+    if result.ranked_by == "simulation":
+        notes.append(
+            f"this is the best of {len(result.ranking)} plans by the simulator, number "
+            f"{result.chosen_rank} by the closed formula, in which the bound is proven"
+        )
     for baseline in result.baselines:
         faster = baseline.fits and baseline.step_ms < plan.predicted_step_ms * (1 - 1e-9)
         if faster and problem.objective == "step-time":
@@ -116,10 +183,16 @@ def text_of(report: dict[str, Any]) -> str:
         f"step time       {report['predicted_step_ms']:10.3f} ms  predicted by the simulator"
     )
     solver = f"{report['solver']}, {report['seconds']:.2f} s"
+    unit = "   " if report["objective_ms"] is None else " ms"
     lines.append(
-        f"{report['objective']:15} {report['objective_ms']:10.3f} ms  predicted by the closed formula; bound "
-        f"{report['bound_ms']:.3f} ms, gap {report['gap']:.2%} ({solver})"
+        f"{report['objective']:15} {report['objective_value']:10.3f}{unit}  predicted by the closed formula; "
+        f"bound {report['bound_value']:.3f}{unit.rstrip()}, gap {report['gap']:.2%} ({solver})"
     )
+    if report["price_per_hour"] is not None:
+        lines.append(
+            f"price           {report['price_per_hour']:10.3f} per hour; "
+            f"{report['predicted_price_per_1000_steps']:.4g} per 1000 steps, predicted by the simulator"
+        )
     for baseline in report["baselines"]:
         ratio = baseline["predicted_step_ms"] / report["predicted_step_ms"]
         memory = "" if baseline["fits"] else ", does not fit into memory"
@@ -129,10 +202,29 @@ def text_of(report: dict[str, Any]) -> str:
         )
     for name, factor in report["emulated"].items():
         lines.append(f"device type {name} is emulated: another device slowed down x{factor:g}")
+    lines += _ranking_lines(report)
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append(f"searched: {report['space']}")
     lines.append(f"plan written to {report['plan']}")
     return "\n".join(lines)
+
+
+def _ranking_lines(report: dict[str, Any]) -> list[str]:
+    if not report["ranking"]:
+        return []
+    lines = [f"{'rank':>4} {report['objective']:>20} {'simulated step':>17}  stages, all predicted"]
+    for number, ranked in enumerate(report["ranking"], 1):
+        stages = []
+        for stage in ranked["stages"]:
+            devices = "+".join(
+                f"{r['count']} {r['device_type']}@{r['server']}" for r in stage["replicas"]
+            )
+            stages.append(f"{stage['first_layer']} ({stage['num_layers']}) on {devices}")
+        lines.append(
+            f"{number:4} {ranked['objective_value']:20.6g} {ranked['predicted_step_ms']:14.3f} ms  "
+            f"micro-batch {ranked['microbatch_size']}: {' | '.join(stages)}"
+        )
+    return lines
 
 
 def _row(replica: dict[str, Any], emulated: dict[str, float]) -> str:

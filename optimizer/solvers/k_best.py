@@ -177,7 +177,8 @@ class _BestFirst:
         """Return the least times of plans whose stages so far have some loads, over all thresholds."""
         loads = np.maximum(loads, self.lows[:, None])
         # Where nothing is reachable the sum is infinite, whatever the objective makes of it.
-        times = np.where(sums < math.inf, self.sum_weight * sums, math.inf)
+        reachable = sums < math.inf
+        times = np.where(reachable, self.sum_weight * np.where(reachable, sums, 0.0), math.inf)
         bounds: FloatArray = (times + self.load_weight * loads).min(axis=0)
         return bounds
 
