@@ -19,6 +19,8 @@ from stagewright.schedule import Action, Kind, Pipeline, Schedule
 
 SCHEDULES = ("gpipe", "1f1b", "zero-bubble")
 """Of training steps."""
+PLANNED_SCHEDULES = ("gpipe", "1f1b")
+"""Those whose memory the planner's cost model knows; the others are chosen when a plan is run."""
 FORWARD_ONLY = "forward"
 """The schedule of inference: every forward, no backward."""
 
