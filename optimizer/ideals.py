@@ -25,6 +25,9 @@ def ideals(num_nodes: int, edges: Iterable[tuple[int, int]], most: int) -> tuple
         TooManyIdealsError: there are more than `most`.
         ValueError: the graph has a cycle.
     """
+    if num_nodes >= most:
+        # A graph has an ideal more than nodes at least; and bit masks of huge graphs would fill the memory.
+        raise TooManyIdealsError(f"the graph has {num_nodes} nodes and so more than {most} ideals")
     before = [0] * num_nodes
     for source, target in edges:
         before[target] |= 1 << source

@@ -18,6 +18,8 @@ from stagewright.optimizer.assignment.problem import Kind
 from .decode import decode_json, refuse_cycle
 
 COST_TOLERANCE = 1e-6
+MOST_NODES = 5_000
+"""Beyond, no solver here ends in useful time."""
 
 
 class _Node(Record):
@@ -174,6 +176,10 @@ def save_assignment(
 def _positions(path: Path, content: _File) -> dict[int, int]:
     if not content.nodes:
         raise InputError(f"{path}: nodes is empty, expected at least one node")
+    if len(content.nodes) > MOST_NODES:
+        raise InputError(
+            f"{path}: there are {len(content.nodes)} nodes, expected at most {MOST_NODES}; contract the graph"
+        )
     if min(content.num_accelerators, content.num_cpus) < 0 or not (
         content.num_accelerators + content.num_cpus
     ):

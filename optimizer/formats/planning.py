@@ -22,6 +22,8 @@ from .piper import Model, Stage, load_model, units_in_flight
 from .piper_search import SPACE, Limits, Planned, plan
 from .reduce import Reduction, reduce
 
+FALLBACK_SECONDS = 60.0
+"""The time limit of cp-sat where it steps in and the user gave none."""
 DnnSolver = Literal["ideals", "cp-sat"]
 Report = dict[str, Any]
 
@@ -183,7 +185,10 @@ def _assign(
         try:
             return ideal_program.solve(reduction.problem), []
         except TooManyIdealsError as error:
-            notes = [f"solver ideals: {error}; solver cp-sat was used instead"]
+            time_limit_s = time_limit_s or FALLBACK_SECONDS
+            notes = [
+                f"solver ideals: {error}; solver cp-sat was used instead, for at most {time_limit_s:g} s"
+            ]
     else:
         notes = []
     found = cp_sat.solve(reduction.problem, contiguous=contiguous, time_limit_s=time_limit_s)

@@ -8,6 +8,7 @@ strongly connected items are fused; an item without any time that touches one ot
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 from stagewright.optimizer.assignment.problem import AssignmentProblem, Item, Transfer
 
@@ -106,6 +107,8 @@ def _fuse(groups: Groups, component_of: list[int]) -> Groups:
 
 def _components(num_items: int, order: tuple[tuple[int, int], ...]) -> list[int]:
     """Return for every item the smallest item of its strongly connected component."""
+    if _is_acyclic(order):
+        return list(range(num_items))
     reach = [1 << item for item in range(num_items)]
     changed = True
     while changed:
@@ -118,6 +121,17 @@ def _components(num_items: int, order: tuple[tuple[int, int], ...]) -> list[int]
         next(other for other in range(num_items) if reach[item] >> other & reach[other] >> item & 1)
         for item in range(num_items)
     ]
+
+
+def _is_acyclic(order: tuple[tuple[int, int], ...]) -> bool:
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    for before, after in order:
+        sorter.add(after, before)
+    try:
+        sorter.prepare()
+    except CycleError:
+        return False
+    return True
 
 
 def _join_weightless(workload: Workload, groups: Groups) -> Groups:

@@ -48,6 +48,11 @@ def test_too_many_ideals_are_refused() -> None:
         ideals(8, [], most=50)
 
 
+def test_a_huge_graph_is_refused_at_once() -> None:
+    with pytest.raises(TooManyIdealsError, match="1000000 nodes"):
+        ideals(10**6, [], most=5000)
+
+
 def test_a_cycle_is_refused() -> None:
     with pytest.raises(ValueError, match="cycle"):
         ideals(3, [(0, 1), (1, 2), (2, 1)], most=50)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stagewright.cli import run
+from stagewright.optimizer.assignment import ideal_program
 from stagewright.optimizer.formats.command import NO_PLAN, main
 
 from .files import dnn_file, dnn_node, piper_file, public, write_json
@@ -41,6 +42,17 @@ def test_bert24_has_the_published_optimum_by_two_solvers(
     assert found["gap"] <= 1e-8 and found["solver"] == solver
     used = [replica["device_type"] for stage in found["stages"] for replica in stage["replicas"]]
     assert used.count("accelerator") <= 6 and used.count("cpu") <= 1
+
+
+def test_cp_sat_steps_in_where_ideals_are_too_many(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ortools", reason="OR-tools is not installed")
+    monkeypatch.setattr(ideal_program, "MOST_IDEALS", 4)
+    path = write_json(tmp_path / "w.json", dnn_file())
+    found = report(capsys, str(path), "--format", "dnn-partitioning")
+    assert found["solver"] == "cp-sat" and found["objective_ms"] == 2.25
+    assert "more than 4 ideals; solver cp-sat was used instead" in found["notes"][0]
 
 
 def test_a_small_chain_is_cut_in_the_middle_and_written(

@@ -72,6 +72,7 @@ def test_the_public_workloads_on_one_accelerator_take_the_sum_of_their_operators
         ({"nodes": [dnn_node(11, fpgaLatency=-1.0)]}, "node 11: accelerator_ms is -1.0"),
         ({"nodes": [dnn_node(11, containedSubnodes=[])]}, "containedSubnodes"),
         ({"nodes": [dnn_node(11, fpgaLatency="1")]}, "Expected `float`, got `str`"),
+        ({"nodes": [dnn_node(number) for number in range(5001)]}, "there are 5001 nodes"),
         ({"maxFPGAs": 0}, "at least one device"),
         (
             {"edges": [{"sourceId": 11, "destId": 9, "cost": 0.0}]},
