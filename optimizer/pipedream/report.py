@@ -41,6 +41,8 @@ def report_of(outcome: Outcome, written: Sequence[Path], notes: Sequence[str]) -
     """Return the object that --json prints; docs/formats.md lists its keys."""
     pipeline = outcome.pipeline
     value_s, bound_s = pipeline.value_s, pipeline.bound_s
+    used = {rank for stage in pipeline.stages for rank in stage.ranks}
+    idle = [rank for rank in range(len(outcome.devices)) if rank not in used]
     return {
         "objective": outcome.objective,
         "objective_ms": value_s * 1e3,
@@ -56,7 +58,8 @@ def report_of(outcome: Outcome, written: Sequence[Path], notes: Sequence[str]) -
         "num_layers": len(pipeline.cuts.topology.nodes),
         "nested": list(pipeline.nested),
         "stages": [_stage(outcome, number) for number in range(len(pipeline.stages))],
-        "idle_devices": _idle(outcome),
+        "idle_devices": [outcome.devices[rank].device_type for rank in idle],
+        "idle_ranks": idle,
         "baselines": [
             {"name": b.name, "predicted_ms": b.seconds * 1e3, "speedup": _ratio(b.seconds, value_s)}
             for b in outcome.baselines
@@ -87,15 +90,6 @@ def _stage(outcome: Outcome, number: int) -> dict[str, Any]:
     }
 
 
-def _idle(outcome: Outcome) -> list[dict[str, Any]]:
-    used = {rank for stage in outcome.pipeline.stages for rank in stage.ranks}
-    return [
-        {"rank": rank, "device_type": device.device_type, "server": device.server}
-        for rank, device in enumerate(outcome.devices)
-        if rank not in used
-    ]
-
-
 def _ratio(baseline_s: float, value_s: float) -> float | None:
     return baseline_s / value_s if value_s else None
 
@@ -120,9 +114,10 @@ def text_of(report: dict[str, Any]) -> str:
     times = ("compute s", "DP comm s", "PP comm s")
     rows = [[*header, *times], *(_row(number, stage) for number, stage in enumerate(stages))]
     lines += ["", *_aligned(rows), f"Total number of stages: {len(stages)}"]
-    if report["idle_devices"]:
-        idle = ", ".join(f"{d['rank']} ({d['device_type']})" for d in report["idle_devices"])
-        lines.append(f"Number of devices not used: {len(report['idle_devices'])}: ranks {idle}")
+    if report["idle_ranks"]:
+        pairs = zip(report["idle_ranks"], report["idle_devices"], strict=True)
+        idle = ", ".join(f"{rank} ({kind})" for rank, kind in pairs)
+        lines.append(f"Number of devices not used: {len(report['idle_ranks'])} (ranks {idle})")
     lines += ["", *_summary(report)]
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"written: {path}" for path in report["written"]]

@@ -4,7 +4,7 @@ Every convolution is three layers: convolution, normalisation, activation. Times
 with depth as in the real networks; the numbers are synthetic and of no device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stagewright.pipedream_graph import TextGraph, TextNode
 
@@ -106,7 +106,7 @@ def nasnet_like(num_cells: int = 18) -> TextGraph:
     return build.finish(last)
 
 
-GRAPHS = {
+GRAPHS: Mapping[str, Callable[[], TextGraph]] = {
     "resnet50-like": resnet_like,
     "resnet101-like": lambda: resnet_like((3, 4, 23, 3)),
     "inception-like": inception_like,
