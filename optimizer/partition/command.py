@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.csv:
         write_csv(args.csv, trace)
     if args.png:
-        write_png(args.png, trace, f"{args.solver}: {chosen.name}")
+        write_png(args.png, trace, f"{args.solver}: {chosen.name}", report["seconds"])
     print(json.dumps(report) if args.json else text_of(report))
     return 0
 

@@ -44,8 +44,8 @@ def write_csv(path: Path, trace: Trace) -> None:
     write_atomically(path, ("seconds_measured,best_value\n" + "".join(rows)).encode())
 
 
-def write_png(path: Path, trace: Trace, title: str) -> None:
-    """Draw the best value over time.
+def write_png(path: Path, trace: Trace, title: str, ended_seconds: float) -> None:
+    """Draw the best value over time, up to the search's end.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -58,7 +58,7 @@ def write_png(path: Path, trace: Trace, title: str) -> None:
         ) from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    seconds, values = zip(*[*trace.improvements, (trace.seconds, trace.best)], strict=True)
+    seconds, values = zip(*[*trace.improvements, (ended_seconds, trace.best)], strict=True)
     axes.step(seconds, values, where="post", marker=".")
     axes.set(xlabel="seconds (measured)", ylabel="best value", title=title)
     if min(values) > 0 and max(values) > 10 * min(values):

@@ -24,7 +24,7 @@ def test_only_improvements_are_written_as_csv(tmp_path: Path) -> None:
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    write_png(tmp_path / "t.png", recorded(), "demo")
+    write_png(tmp_path / "t.png", recorded(), "demo", 1.5)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -33,7 +33,7 @@ def test_without_matplotlib_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install 'stagewright\[report\]'"):
-        write_png(tmp_path / "t.png", recorded(), "demo")
+        write_png(tmp_path / "t.png", recorded(), "demo", 1.5)
 
 
 def test_the_time_is_over_at_its_limit() -> None:
