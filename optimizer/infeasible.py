@@ -10,6 +10,7 @@ from .assemble import Prediction, draft, predict
 from .costs.tables import StageTables
 from .problem import Problem
 from .solvers import choose
+from .solvers.solution import Solution
 
 LIMIT_S = 10.0
 """For the search of a plan that would be good without memory."""
@@ -27,10 +28,7 @@ def explain(problem: Problem, given: Prediction | None = None) -> InputError:
     if given is None:
         unlimited = choose.solve(replace(problem, count_memory=False), LIMIT_S)
         if unlimited is None:
-            return InputError(
-                f"{problem.inputs.cluster_path}: no plan has at most {problem.max_stages} stages; "
-                "allow more stages"
-            )
+            return _forbidden(replace(problem, count_memory=False))
         given = predict(draft(StageTables(problem), unlimited.stages), problem)
         subject = "no plan fits into memory; the one that would be fastest needs"
     else:
@@ -49,6 +47,42 @@ _ADVICE = (
     "use smaller micro-batches, more devices, devices with more memory, or a leaner optimizer "
     "(--optimizer), or plan with --ignore-memory"
 )
+
+
+def _forbidden(problem: Problem) -> InputError:
+    """Return the error for a problem whose constraints leave no plan, even if memory is ignored."""
+    limits = problem.constraints
+    relaxed = {
+        f"--budget {limits.budget_per_hour}": replace(limits, budget_per_hour=None),
+        f"--deadline-ms {limits.deadline_ms}": replace(limits, deadline_ms=None),
+        f"--max-period {limits.period_ms}": replace(limits, period_ms=None),
+        "--straight": replace(limits, straight=False),
+        "--fix": replace(limits, fixed=None),
+    }
+    named = " with ".join([*limits.named, *(["--max-stages"] if problem.max_stages else [])])
+    for option, without in relaxed.items():
+        if without == limits:
+            continue
+        found = choose.solve(replace(problem, constraints=without), LIMIT_S)
+        if found is not None:
+            return InputError(
+                f"{problem.inputs.cluster_path}: no plan obeys {named}; without {option} the best plan has "
+                f"{_reached(replace(problem, constraints=without), found)}; relax it"
+            )
+    return InputError(f"{problem.inputs.cluster_path}: no plan obeys {named}; relax one of them")
+
+
+def _reached(problem: Problem, found: Solution) -> str:
+    """Return what a plan would need, in the words of the constraints that may forbid it."""
+    tables = StageTables(problem)
+    scored = predict(draft(tables, found.stages), problem).score
+    parts = [f"a predicted time of {found.value_ms:.6g} ms"]
+    if problem.is_inference:
+        parts.append(f"a period of {scored.load_ms / problem.num_microbatches:.6g} ms")
+    if problem.objective == "cost" or problem.constraints.budget_per_hour is not None:
+        devices = tuple(map(sum, zip(*(choice.devices for choice in found.stages), strict=True)))
+        parts.append(f"a price of {problem.price_per_hour(devices):.6g} per hour")
+    return " and ".join(parts)
 
 
 def _too_large_alone(problem: Problem) -> InputError | None:

@@ -39,6 +39,9 @@ def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
             {"name": b.name, "predicted_step_ms": b.step_ms, "fits": b.fits}
             for b in result.baselines
         ],
+        "predicted_period_ms": result.prediction.score.load_ms / plan.num_microbatches
+        if problem.is_inference
+        else None,
         "constraints": list(problem.constraints.named),
         **_prices(result),
         "fewer_devices": _fewer(result),
@@ -125,7 +128,11 @@ def _notes(result: Result) -> list[str]:
     notes = []
     if result.idle and plan.proof.lower_bound > 0:
         idle = ", ".join(f"{count} x {kind}" for kind, count in Counter(result.idle).items())
-        notes.append(f"fewer devices do as well: {idle} stay idle, using them would not be faster")
+        better = "cheaper" if problem.objective == "cost" else "faster"
+        within = f" within {' and '.join(limits)}" if (limits := problem.constraints.named) else ""
+        notes.append(
+            f"fewer devices do as well: {idle} stay idle, using them would not be {better}{within}"
+        )
     if result.fewer is not None:
         notes.append(
             f"fewer devices do as well: {result.fewer} reach {result.fewer.value:.6g}, "
@@ -188,6 +195,10 @@ def text_of(report: dict[str, Any]) -> str:
         f"{report['objective']:15} {report['objective_value']:10.3f}{unit}  predicted by the closed formula; "
         f"bound {report['bound_value']:.3f}{unit.rstrip()}, gap {report['gap']:.2%} ({solver})"
     )
+    if report["predicted_period_ms"] is not None:
+        lines.append(
+            f"period          {report['predicted_period_ms']:10.3f} ms  predicted by the closed formula"
+        )
     if report["price_per_hour"] is not None:
         lines.append(
             f"price           {report['price_per_hour']:10.3f} per hour; "

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     plan = Plan.load(args.plan)
-    check(plan.pipeline(), plan.rows)
+    check(plan.pipeline(), plan.rows, forward_only=plan.is_inference)
     report: dict[str, Any] = {
         "plan": str(args.plan),
         "schedule": plan.schedule,

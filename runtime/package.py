@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,8 @@ def load_package(directory: Path) -> StagePackage:
     """Import a generated package.
 
     Raises:
-        InputError: a file is missing, or plan.json is not the plan that the stages were generated from.
+        InputError: a file is missing, plan.json is not the plan that the stages were generated from, or not
+            one for training.
     """
     plan_path = directory / "plan.json"
     if not plan_path.is_file():
@@ -47,6 +48,11 @@ def load_package(directory: Path) -> StagePackage:
             f"{directory}: holds no plan.json; name a directory that stagewright generate wrote"
         )
     plan = Plan.load(plan_path)
+    if plan.is_inference:
+        raise InputError(
+            f"{plan_path}: is a plan for inference (schedule {plan.schedule!r}), which cannot train; plan "
+            "without --inference"
+        )
     for name in ("__init__.py", *(f"stage{index}.py" for index in range(len(plan.stages)))):
         if not (directory / name).is_file():
             raise InputError(f"{directory / name}: is missing; run stagewright generate again")
@@ -116,13 +122,27 @@ def make_stage(
     return stage
 
 
+def share_tensors(modules: Iterable[nn.Module], tied: Iterable[tuple[str, ...]]) -> None:
+    """Make one tensor of what several stages of one rank hold under one name, or under tied ones."""
+    canonical = {name: group[0] for group in tied for name in group}
+    first: dict[str, torch.Tensor] = {}
+    for stage in modules:
+        for prefix, module in stage.named_modules(remove_duplicate=False):
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        path = f"{prefix}.{name}" if prefix else name
+                        shared = first.setdefault(canonical.get(path, path), tensor)
+                        tensors[name] = shared
+
+
 def build_original(task: Task, factory: str) -> nn.Module:
     """Return the user's model from the factory that the plan names, in training mode.
 
     Raises:
-        InputError: the factory returns something else.
+        InputError: the factory fails or returns something else.
     """
-    model = task.function(factory)()
+    model = task.call(factory)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"task {task.name}: {factory}() returned a {type(model).__name__}, expected nn.Module"

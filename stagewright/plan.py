@@ -176,6 +176,11 @@ class Plan(Record, dict=True):
         save_record(path, PLAN_FORMAT, self)
 
     @property
+    def is_inference(self) -> bool:
+        """Whether the plan runs forwards only; such a plan cannot train."""
+        return self.schedule == FORWARD_ONLY
+
+    @property
     def num_ranks(self) -> int:
         return 1 + max(replica.rank for stage in self.stages for replica in stage.replicas)
 

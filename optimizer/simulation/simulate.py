@@ -76,7 +76,7 @@ class _Play:
         self.messages: list[Event] = []
 
     def run(self, sharing: Sequence[Sequence[int]]) -> Timeline:
-        for action in check(self.pipeline, self.plan.rows):
+        for action in check(self.pipeline, self.plan.rows, forward_only=self.plan.is_inference):
             self._play(action)
         self._finish(sharing)
         return Timeline(

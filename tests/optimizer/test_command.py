@@ -4,12 +4,15 @@ import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stagewright.cli import main
+from stagewright.cluster import Cluster
 from stagewright.graph import Emulation
 from stagewright.optimizer.load import Inputs
+from stagewright.optimizer.simulation.simulate import simulate
 from stagewright.plan import Plan
 from stagewright.schedule import Schedule
 
@@ -104,3 +107,113 @@ def test_a_wrong_input_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "slow.json: cannot be read" in error
+
+
+def run_optimize(cluster: Path, capsys: pytest.CaptureFixture[str], *options: str) -> Any:
+    """Return what optimize --json prints."""
+    arguments = ["optimize", str(cluster), "-o", str(cluster.parent / "p.json")]
+    assert main([*arguments, "--batch-size", "8", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def set_prices(cluster: Path, **prices: float) -> None:
+    made = Cluster.load(cluster)
+    types = {
+        kind: device.replace(price_per_hour=prices[kind])
+        for kind, device in made.device_types.items()
+    }
+    made.replace(device_types=types).save(cluster)
+
+
+def test_a_step_is_priced_and_made_cheap(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_optimize(cluster, capsys)["price_per_hour"] is None
+    set_prices(cluster, fast=5.0, slow=0.1)
+    fast = run_optimize(cluster, capsys)
+    cheap = run_optimize(cluster, capsys, "--objective", "cost")
+    assert cheap["objective"] == "price_per_1000_steps"
+    assert cheap["objective_ms"] is None
+    assert cheap["price_per_hour"] < fast["price_per_hour"]
+    assert cheap["predicted_price_per_1000_steps"] == pytest.approx(
+        cheap["price_per_hour"] * cheap["predicted_step_ms"] / 3600
+    )
+    late = run_optimize(
+        cluster, capsys, "--objective", "cost", "--deadline-ms", str(fast["objective_ms"] * 1.0001)
+    )
+    assert cheap["objective_value"] <= late["objective_value"]
+    within = run_optimize(cluster, capsys, "--budget", "0.2")
+    assert within["price_per_hour"] <= 0.2
+    assert within["constraints"] == ["--budget"]
+
+
+def test_the_best_plans_are_ranked_by_formula_and_chosen_by_simulation(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_optimize(cluster, capsys)
+    several = run_optimize(cluster, capsys, "--top", "6")
+    values = [ranked["objective_value"] for ranked in several["ranking"]]
+    assert values == sorted(values)
+    assert len(values) == 6
+    assert values[0] == pytest.approx(best["objective_ms"])
+    assert several["stages"] == best["stages"]
+    simulated = run_optimize(cluster, capsys, "--top", "6", "--rank-by", "simulation")
+    steps = [ranked["predicted_step_ms"] for ranked in several["ranking"]]
+    assert simulated["predicted_step_ms"] == min(steps)
+    assert any("best of 6 plans by the simulator" in note for note in simulated["notes"])
+    assert simulated["bound_ms"] == pytest.approx(best["bound_ms"])
+
+
+def test_inference_has_a_latency_that_one_simulated_micro_batch_takes(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = run_optimize(cluster, capsys, "--inference")
+    assert free["objective"] == "latency_ms"
+    assert free["schedule"] == "forward"
+    plan = Plan.load(cluster.parent / "p.json")
+    single = plan.replace(num_microbatches=1)
+    sharing = [[stage] for stage in range(len(plan.stages))]
+    alone = simulate(single, Cluster.load(cluster), sharing)
+    assert alone.step_ms <= free["objective_ms"] * (1 + 1e-9)
+    period_ms = free["predicted_step_ms"] / plan.num_microbatches / 1.5
+    within = run_optimize(cluster, capsys, "--inference", "--max-period", str(period_ms))
+    assert within["objective_ms"] >= free["objective_ms"] * (1 - 1e-9)
+    assert within["predicted_period_ms"] <= period_ms * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "0.05"], "no plan obeys --budget; without --budget 0.05 the best plan has"),
+        (["--inference", "--max-period", "1e-6"], "without --max-period 1e-06 the best plan has"),
+        (["--deadline-ms", "5"], "--deadline-ms is for --objective cost"),
+        (["--objective", "cost", "--deadline-ms", "1e-6"], "without --deadline-ms 1e-06"),
+        (["--max-period", "5"], "--max-period is for --inference"),
+        (["--budget", "nan"], "--budget is nan, expected a finite number above 0"),
+        (["--top", "0"], "--top is 0, expected at least 1"),
+        (["--top", "3", "--cuts", "l2"], "--top chooses among plans"),
+        (["--solver", "local-search", "--straight"], "--solver local-search knows no --straight"),
+        (["--rank-by", "simulation", "--objective", "throughput"], "compares whole steps"),
+    ],
+)
+def test_constraints_that_do_not_go_together_are_one_line(
+    cluster: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    set_prices(cluster, fast=5.0, slow=0.1)
+    arguments = ["optimize", str(cluster), "-o", str(cluster.parent / "p.json")]
+    assert main([*arguments, "--batch-size", "8", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_fixed_layers_are_kept(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cluster.parent / "fix.toml"
+    path.write_text(
+        'format = "stagewright.fix"\nversion = 1\ntogether = [["l0", "l3"]]\n'
+        '[[on]]\nlayers = ["l0"]\ndevice_type = "slow"\n'
+    )
+    report = run_optimize(cluster, capsys, "--fix", str(path), "--top", "3")
+    for stage in report["stages"]:
+        if "l0" in stage["layers"]:
+            assert "l3" in stage["layers"]
+            assert {r["device_type"] for r in stage["replicas"]} == {"slow"}
+    assert report["constraints"] == ["--fix"]

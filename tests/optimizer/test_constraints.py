@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,14 @@ def assert_best(problem: Problem, keeps: Callable[[Plan, Score], bool]) -> None:
     assert (by_force is None) == math.isinf(best)
 
 
+def _step_within(most_ms: float, plan: Plan, found: Score) -> bool:
+    return found.value_ms <= most_ms
+
+
+def _load_within(most_ms: float, plan: Plan, found: Score) -> bool:
+    return found.load_ms <= most_ms
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_plan_has_a_cheaper_step(random_inputs: RandomInputs, seed: int) -> None:
     assert_best(make_problem(random_inputs, seed, "cost"), lambda plan, found: True)
@@ -124,9 +133,8 @@ def test_no_plan_within_the_deadline_is_cheaper(random_inputs: RandomInputs, see
     for factor in (0.9, 1.001, 1.3):
         deadline_ms = fastest.value_ms * factor
         problem = make_problem(random_inputs, seed, "cost", deadline_ms=deadline_ms)
-        assert_best(
-            problem, lambda plan, found, limit=deadline_ms: found.value_ms <= limit * (1 + 1e-9)
-        )
+        most_ms = deadline_ms * (1 + 1e-9)
+        assert_best(problem, partial(_step_within, most_ms))
 
 
 @pytest.mark.parametrize("objective", ["step-time", "throughput", "cost", "latency"])
@@ -162,7 +170,7 @@ def test_no_plan_under_the_period_has_less_latency(random_inputs: RandomInputs, 
     for period_ms in (0.5, 2.0, 4.0):
         problem = make_problem(random_inputs, seed, "latency", period_ms=period_ms)
         most_ms = period_ms * problem.num_microbatches * (1 + 1e-12)
-        assert_best(problem, lambda plan, found, most_ms=most_ms: found.load_ms <= most_ms)
+        assert_best(problem, partial(_load_within, most_ms))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 6])
