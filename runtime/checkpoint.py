@@ -20,6 +20,7 @@ from .weights import save_tensors
 from .world import World
 
 CHECKPOINT_FORMAT = Format(name="stagewright.checkpoint", version=1)
+_OPTIMIZER_KEY = re.compile(r"optimizer:(?P<state>[^:]*):(?P<name>.*)")
 _FOLDER = re.compile(r"step-(\d{8})", re.ASCII)
 
 
@@ -87,7 +88,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(
-    path: Path, content: Checkpoint, wanted: Mapping[str, torch.Tensor], trained: Container[str]
+    path: Path,
+    content: Checkpoint,
+    wanted: Mapping[str, torch.Tensor],
+    trained: Container[str],
+    left_out: Container[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint that one rank needs.
 
@@ -96,6 +101,7 @@ def read_tensors(
         content: its checkpoint.json.
         wanted: this rank's parameters and buffers by original name.
         trained: names of parameters whose optimizer state, "optimizer:<state>:<name>", is read too.
+        left_out: names of tensors that no stage holds; read where the checkpoint has them.
 
     Raises:
         InputError: a wanted tensor is missing or has another shape.
@@ -105,8 +111,8 @@ def read_tensors(
         try:
             with safe_open(path / file_name, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - a file handle, not a dict
-                    prefix, _, name = key.rpartition(":")
-                    if name in (trained if prefix else wanted):
+                    state = _OPTIMIZER_KEY.fullmatch(key)
+                    if state["name"] in trained if state else key in wanted or key in left_out:
                         found[key] = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise InputError(
@@ -141,9 +147,9 @@ def restore_optimizer(
 ) -> None:
     """Put back what `optimizer_tensors` named, on each parameter's device and in its dtype."""
     for key, tensor in tensors.items():
-        if key.startswith("optimizer:"):
-            _, state, name = key.split(":")
-            parameter = parameters[name]
+        match = _OPTIMIZER_KEY.fullmatch(key)
+        if match:
+            state, parameter = match["state"], parameters[match["name"]]
             same = tensor.shape == parameter.shape and state != "step"
             optimizer.state[parameter][state] = (
                 tensor.to(parameter.device, parameter.dtype) if same else tensor

@@ -1,12 +1,11 @@
 """stagewright train: run this rank's part of a plan; start it with torchrun, one process per rank."""
 
 import argparse
-import json
+import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,52 @@ import msgspec
 import torch
 
 from stagewright.allocation import keep_freed_memory
-from stagewright.document import InputError, write_atomically
+from stagewright.document import InputError, demand_writable, write_atomically
+from stagewright.scheduling import SCHEDULES
 from stagewright.task import load_task
 
-from .faults import PEER_LOST_STATUS, PeerLostError, end_on_termination, end_rank
+from .faults import (
+    INTERRUPTED_STATUS,
+    PEER_LOST_STATUS,
+    PeerLostError,
+    end_on_termination,
+    end_rank,
+)
 from .package import load_package
 from .report import RunReport, format_report, make_report
 from .session import OPTIMIZERS, Session, Settings
 from .trainer import History, TrainingOptions, describe, train
 from .values import ValueMismatchError
-from .weights import gather_weights, save_tensors, state_of_stages
+from .weights import save_tensors
 from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
+
+LONGEST_TIMEOUT_S = 86400.0
+RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    *(
+        (n, lambda v: v >= 1, "at least 1")
+        for n in ("epochs", "max_steps", "checkpoint_every", "keep")
+    ),
+    *(
+        (n, lambda v: 0 <= v < math.inf, "a finite number from 0")
+        for n in ("lr", "momentum", "weight_decay")
+    ),
+    (
+        "timeout",
+        lambda v: 0 < v <= LONGEST_TIMEOUT_S,
+        f"seconds, above 0 and up to {LONGEST_TIMEOUT_S:.0f}",
+    ),
+    ("seed", lambda v: 0 <= v < 2**63, "an integer from 0 to 2**63 - 1"),
+)
+"""Of the numbers of the command line: which values are good, in code and in words."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(
         prog="stagewright train",
-        description="Train a plan's stages. Start with: torchrun --nproc-per-node N -m stagewright.runtime "
-        "DIR --task TASK, or torchrun on every server.",
+        description="Train a plan's stages: one process per rank, started by torchrun on every server.",
+        epilog="example: torchrun --nproc-per-node 3 -m stagewright.runtime stages --task task.py "
+        "--epochs 4 --output weights.safetensors",
     )
     add = parser.add_argument
     add(
@@ -43,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--task", required=True, help="package.module or path/to/file.py with loss and dataset")
     add("--epochs", type=int, default=1)
     add("--max-steps", type=int, help="stop after so many steps in all")
+    add("--schedule", choices=SCHEDULES, help="default: the plan's; the plan predicts its own only")
     add("--optimizer", choices=sorted(OPTIMIZERS), default="sgd")
     add("--lr", type=float, default=0.01, help="learning rate")
     add("--momentum", type=float, default=0.9, help="sgd only")
@@ -75,10 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         default=60.0,
         metavar="S",
-        help="longest wait for another rank in a step",
+        help="longest wait for another rank in a step or a checkpoint",
     )
     add("--report", type=Path, help="write measured against predicted here (JSON)")
-    add("--json", action="store_true", help="print one JSON object instead of text (rank 0)")
+    add("--json", action="store_true", help="print one JSON object (docs/formats.md), on rank 0")
     return parser
 
 
@@ -86,10 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; return its exit status: 0, 2 for wrong input, 3 where another rank was lost."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    for name in ("epochs", "max_steps", "checkpoint_every", "keep"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    _check_numbers(args)
     rank, size, local_rank = ranks_started(os.environ)
     if size == 1:
         return _run(args, rank, size, local_rank)
@@ -101,10 +125,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_rank(f"stagewright train: rank {rank}: {error}", PEER_LOST_STATUS)
     except ValueMismatchError as error:
         end_rank(f"stagewright train: rank {rank}: {error}; profile, plan and generate again", 2)
+    except KeyboardInterrupt:
+        end_rank(f"stagewright train: rank {rank}: interrupted", INTERRUPTED_STATUS)
     except BaseException:  # noqa: BLE001 - the other ranks must not wait for this one, whatever it met
         traceback.print_exc()
         end_rank(f"stagewright train: rank {rank}: failed, see the traceback above", 1)
     return status
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Raise InputError if a number of the command line is out of its range."""
+    for name, is_good, expected in RANGES:
+        value = getattr(args, name)
+        if value is not None and not is_good(value):
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is {value}, expected {expected}")
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raise InputError if a file that is written at the end cannot be written: before training, not after."""
+    folder = args.checkpoint
+    for path in (args.output, args.report, folder and folder / "checkpoint.json"):
+        if path is not None:
+            demand_writable(path)
 
 
 def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int:
@@ -117,6 +160,8 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
         task.function(name)
     if size > 1:
         end_on_termination(rank)
+    if rank == 0:
+        _check_outputs(args)
     world = join_world(rank, size, choose_device(args.device, local_rank), args.timeout)
     settings = Settings(
         optimizer=args.optimizer,
@@ -124,6 +169,7 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         seed=args.seed,
+        schedule=args.schedule,
         dtype=args.dtype,
         weights=args.weights,
     )
@@ -139,8 +185,7 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
     )
     history = train(session, options, progress=rank == 0 and sys.stderr.isatty())
     if args.output is not None:
-        session.average_buffers()
-        weights = gather_weights(state_of_stages(session.modules), world.control)
+        weights = session.final_weights()
         if weights is not None:
             save_tensors(
                 args.output, weights, {"task": package.plan.task, "step": str(_step(history))}
@@ -157,11 +202,11 @@ def _step(history: History) -> int:
 
 
 def _print_result(args: argparse.Namespace, history: History, report: RunReport) -> None:
-    content: dict[str, Any] = {"history": asdict(history), "report": msgspec.to_builtins(report)}
+    content = msgspec.json.encode({"history": history, "report": report})  # not finite: null
     if args.report is not None:
-        write_atomically(args.report, json.dumps(content, indent=1).encode() + b"\n")
+        write_atomically(args.report, msgspec.json.format(content, indent=1) + b"\n")
     if args.json:
-        print(json.dumps(content))
+        print(content.decode())
         return
     if history.first_step:
         print(f"resumed after step {history.first_step}")

@@ -14,6 +14,10 @@ PEER_LOST_STATUS = 3
 """Exit status of a rank that gave up because of another rank."""
 
 
+INTERRUPTED_STATUS = 130
+"""Exit status of a rank that was interrupted (Ctrl-C), as shells have it."""
+
+
 class PeerLostError(Exception):
     """Another rank died or did not answer in time; the message says what was waited for."""
 
@@ -52,12 +56,15 @@ def end_on_termination(rank: int) -> None:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def watch() -> None:
         while True:
             numbers = os.read(reader, 64)
+            if signal.SIGINT in numbers:
+                end_rank(f"stagewright train: rank {rank}: interrupted", INTERRUPTED_STATUS)
             if signal.SIGTERM in numbers:
                 end_rank(
                     f"stagewright train: rank {rank}: told to stop (SIGTERM): another rank failed or the "

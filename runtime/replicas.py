@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .faults import waiting_for
+from .world import World
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
@@ -40,29 +41,26 @@ class Reduction:
         self,
         modules: Iterable[nn.Module],
         tied: Iterable[tuple[str, ...]],
-        device: torch.device,
-        control: dist.ProcessGroup | None,
+        world: World,
     ) -> None:
-        """Agree on who holds what; every rank calls this at the same time. control is None on one rank."""
+        """Agree on who holds what; every rank calls this at the same time."""
         canonical = {name: group[0] for group in tied for name in group}
         modules = list(modules)
-        self._device = device
-        self._control = control
+        self._device = world.device
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in parameters_of(modules).items():
             if parameter.requires_grad:
                 self.parameters.setdefault(canonical.get(name, name), parameter)
         self._buffers = buffers_of(modules)
-        rank = dist.get_rank() if control is not None else 0
-        holders = _holders([*self.parameters], control)
-        self._groups = _make_groups(holders, rank)
-        self._buffer_groups = _make_groups(_holders([*self._buffers], control), rank)
+        holders = _holders([*self.parameters], world)
+        self._groups = _make_groups(holders, world)
+        self._buffer_groups = _make_groups(_holders([*self._buffers], world), world)
         self.agree_on_buffers()
-        self.owned = {name for name in self.parameters if holders[name][0] == rank}
+        self.owned = {name for name in self.parameters if holders[name][0] == world.rank}
         """The trained parameters whose first holder is this rank; over all ranks, each once."""
         state = [name for module in modules for name in module.state_dict()]
-        first = _holders(state, control)
-        self.owned_state = [name for name in dict.fromkeys(state) if first[name][0] == rank]
+        first = _holders(state, world)
+        self.owned_state = [name for name in dict.fromkeys(state) if first[name][0] == world.rank]
         """The same for the names of the original model's state dict, tied ones each."""
 
     def sum_gradients(self) -> None:
@@ -139,12 +137,13 @@ def _sum_flat(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
         parameter.grad = part.view_as(parameter)
 
 
-def _holders(names: list[str], control: dist.ProcessGroup | None) -> Mapping[str, tuple[int, ...]]:
+def _holders(names: list[str], world: World) -> Mapping[str, tuple[int, ...]]:
     """Return for each name on any rank the ranks that hold it, in order."""
     everyone: list[list[str]] = [names]
-    if control is not None:
-        everyone = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, names, group=control)
+    if world.start is not None:
+        everyone = [[] for _ in range(world.size)]
+        with waiting_for("all ranks to say what they hold"):
+            dist.all_gather_object(everyone, names, group=world.start)
     holders: dict[str, tuple[int, ...]] = defaultdict(tuple)
     for rank, held in enumerate(everyone):
         for name in held:
@@ -153,7 +152,7 @@ def _holders(names: list[str], control: dist.ProcessGroup | None) -> Mapping[str
 
 
 def _make_groups(
-    holders: Mapping[str, tuple[int, ...]], rank: int
+    holders: Mapping[str, tuple[int, ...]], world: World
 ) -> list[tuple[list[str], dist.ProcessGroup]]:
     """Make a process group for every set of ranks that shares names; return those of this rank."""
     shared: dict[tuple[int, ...], list[str]] = defaultdict(list)
@@ -162,7 +161,8 @@ def _make_groups(
             shared[holders[name]].append(name)
     groups = []
     for ranks in sorted(shared):
-        group = dist.new_group(list(ranks))
-        if rank in ranks:
+        with waiting_for(f"the group of the ranks {list(ranks)}"):
+            group = world.group_of(ranks)
+        if world.rank in ranks:
             groups.append((shared[ranks], group))
     return groups

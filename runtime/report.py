@@ -76,7 +76,7 @@ def make_report(session: Session) -> RunReport | None:
 def _own_measurements(session: Session) -> dict[str, Any]:
     """Return this rank's measurements after the warm-up, in milliseconds."""
     measured = session.measured
-    row = session.plan.rows.rows[session.world.rank]
+    row = session.rows.rows[session.world.rank]
     actions: dict[str, list[float]] = defaultdict(list)
     counted = measured.actions[WARM_UP_STEPS * len(row) :]
     device_ms = sum(item.device_s for item in counted) * 1e3

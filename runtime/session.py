@@ -17,19 +17,27 @@ import torch.distributed as dist
 
 from stagewright.plan import Plan, Replica
 from stagewright.program import compile_programs
-from stagewright.scheduling import forward_schedule
+from stagewright.schedule import Schedule
+from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
 from .batches import MicrobatchData
 from .exchange import Exchange
-from .executor import Executor, Measurement
+from .executor import Batches, Executor, Measurement
 from .faults import waiting_for
-from .package import StagePackage, build_original, load_package, make_stage
+from .package import StagePackage, build_original, load_package, make_stage, share_tensors
 from .randomness import LayerSeeds, seeded
 from .replicas import Reduction
 from .stage import StageRunner
 from .values import Precision
-from .weights import load_weights, spread_initial_weights, tensors_of_stages
+from .weights import (
+    gather_weights,
+    load_weights,
+    spread_initial_weights,
+    state_of_stages,
+    tensors_of_stages,
+    with_tied_names,
+)
 from .world import World, check_world_size, shake_hands
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -45,6 +53,8 @@ class Settings:
     """SGD only."""
     weight_decay: float = 0.0
     seed: int = 0
+    schedule: str | None = None
+    """None: the plan's."""
     dtype: str | None = None
     """None: the plan's."""
     weights: Path | None = None
@@ -88,7 +98,7 @@ class Session:
         run_dtype = settings.dtype or plan.dtype
         self.dtype = getattr(torch, run_dtype)
         self._pipeline = plan.pipeline()
-        self._program = compile_programs(self._pipeline, plan.rows)[world.rank]
+        self._program = compile_programs(self._pipeline, self.rows)[world.rank]
         runners = {
             index: StageRunner(
                 index,
@@ -99,7 +109,9 @@ class Session:
             if any(replica.rank == world.rank for replica in stage.replicas)
         }
         self.modules = [runner.module for runner in runners.values()]
-        self._load_initial_weights()
+        share_tensors(self.modules, package.tied)
+        self.left_out = self._load_initial_weights()
+        """On rank 0 the entries of the original's state dict that no rank holds; else nothing."""
         seeds = LayerSeeds(settings.seed)
         for module in self.modules:
             module.before_random = seeds  # type: ignore[assignment]
@@ -117,7 +129,7 @@ class Session:
             world.device,
             plan.slowdowns.get(self.replica.device_type, 1.0),
         )
-        self.reduction = Reduction(self.modules, package.tied, world.device, world.control)
+        self.reduction = Reduction(self.modules, package.tied, world)
         self.optimizer = settings.make_optimizer(list(self.reduction.parameters.values()))
         self._units_since_averaging = 0
 
@@ -129,6 +141,13 @@ class Session:
     @property
     def plan(self) -> Plan:
         return self.package.plan
+
+    @cached_property
+    def rows(self) -> Schedule:
+        """What every rank does in a training step."""
+        if self.settings.schedule is None:
+            return self.plan.rows
+        return make_schedule(self.settings.schedule, self.plan.pipeline())
 
     @cached_property
     def replica(self) -> Replica:
@@ -145,7 +164,7 @@ class Session:
         """This rank's parameters and buffers by original name."""
         return tensors_of_stages(self.modules)
 
-    def compute_gradients(self, data: MicrobatchData, step: int) -> dict[int, float]:
+    def compute_gradients(self, data: Batches, step: int) -> dict[int, float]:
         """Run one step's schedule and sum the gradients; return this rank's losses.
 
         The loss of a micro-batch is weighted by its share of the samples, so the sum of all returned values
@@ -188,7 +207,7 @@ class Session:
         self.measured.update_s.append(spent_s)
         self.measured.step_s[-1] += spent_s
 
-    def train_step(self, data: MicrobatchData, step: int) -> dict[int, float]:
+    def train_step(self, data: Batches, step: int) -> dict[int, float]:
         """Run one whole step; return this rank's weighted losses by micro-batch."""
         losses = self.compute_gradients(data, step)
         self.update()
@@ -235,11 +254,19 @@ class Session:
             for module in self.modules:
                 module.train()
 
-    def _load_initial_weights(self) -> None:
+    def _load_initial_weights(self) -> dict[str, torch.Tensor]:
+        start, tied = self.world.start, self.package.tied
         if self.settings.weights is not None:
-            load_weights(self.tensors, self.settings.weights)
-        else:
-            spread_initial_weights(self.tensors, self._original_in_dtype, self.world.control)
+            return load_weights(self.tensors, self.settings.weights, start, tied)
+        return spread_initial_weights(self.tensors, self._original_in_dtype, start, tied)
+
+    def final_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return the original model's state dict on rank 0, None elsewhere; every rank calls this."""
+        self.average_buffers()
+        gathered = gather_weights(state_of_stages(self.modules), self.world.control)
+        if gathered is None:
+            return None
+        return with_tied_names(gathered | self.left_out, self.package.tied)
 
     def _original(self) -> torch.nn.Module:
         return build_original(self.task, self.plan.factory)

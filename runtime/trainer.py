@@ -72,7 +72,7 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
         PeerLostError: another rank died or is stuck.
     """
     plan, task, seed = session.plan, session.task, session.settings.seed
-    dataset = task.function("dataset")("train")
+    dataset = task.call("dataset", "train")
     order = DataOrder(len(dataset), plan.microbatch_size, plan.num_microbatches, seed)
     history = History(first_step=_resume(session, options))
     last = options.epochs * order.steps_per_epoch
@@ -146,7 +146,7 @@ def _step_losses(session: Session, own: list[dict[int, float]]) -> list[float]:
 
 def _evaluate(session: Session) -> tuple[float | None, float | None]:
     """Return mean loss and metric on the held-out split; None where the task has no such thing."""
-    test = session.task.function("dataset")("test")
+    test = session.task.call("dataset", "test")
     if test is None or not len(test):
         return None, None
     microbatches = in_order(len(test), session.plan.microbatch_size)
@@ -157,7 +157,7 @@ def _save(session: Session, options: TrainingOptions, step: int) -> None:
     assert options.checkpoint_folder is not None
     session.average_buffers()
     state = state_of_stages(session.modules)
-    saved = {name: state[name] for name in session.reduction.owned_state}
+    saved = session.left_out | {name: state[name] for name in session.reduction.owned_state}
     if session.optimizer is not None:
         owned = {
             name: parameter
@@ -199,7 +199,8 @@ def _resume(session: Session, options: TrainingOptions) -> int:
                 f"{value!r}; the losses would not continue: use the same {name}"
             )
     held = state_of_stages(session.modules)
-    found = read_tensors(path, content, held, session.reduction.parameters)
+    found = read_tensors(path, content, held, session.reduction.parameters, session.left_out)
+    session.left_out |= {n: t for n, t in found.items() if n in session.left_out}
     with torch.no_grad():
         for name, tensor in held.items():
             tensor.copy_(found[name])

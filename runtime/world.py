@@ -2,7 +2,7 @@
 
 import datetime
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,22 @@ class World:
     rank: int
     size: int
     device: torch.device
+    start: dist.ProcessGroup | None = None
+    """gloo: until training starts, with the longer wait of START_TIMEOUT_S."""
     control: dist.ProcessGroup | None = None
     """gloo: small objects and host tensors."""
     values: dist.ProcessGroup | None = None
     gradients: dist.ProcessGroup | None = None
+    backend: str = "gloo"
+    """Of the groups for tensors on the device."""
+    timeout_s: float = 60.0
+    """Longest wait for another rank once training has started."""
+
+    def group_of(self, ranks: Sequence[int]) -> dist.ProcessGroup:
+        """Return a new group of some ranks for tensors on the device; every rank calls this."""
+        limit = datetime.timedelta(seconds=self.timeout_s)
+        group: dist.ProcessGroup = dist.new_group(list(ranks), timeout=limit, backend=self.backend)
+        return group
 
 
 def ranks_started(environment: Mapping[str, str]) -> tuple[int, int, int]:
@@ -59,7 +71,12 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{local_rank}"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if device.index is None or device.index >= count:
@@ -73,7 +90,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def join_world(rank: int, size: int, device: torch.device, timeout_s: float) -> World:
     """Connect to the other ranks (torchrun's environment says where) and make the groups.
 
-    timeout_s bounds every wait for a message or a sum of a step.
+    timeout_s bounds every wait for another rank once training has started.
     """
     if size == 1:
         return World(rank, size, device)
@@ -86,12 +103,16 @@ def join_world(rank: int, size: int, device: torch.device, timeout_s: float) -> 
 def make_groups(
     rank: int, size: int, device: torch.device, backend: str, timeout_s: float
 ) -> World:
-    """Return the world of an initialised torch.distributed, with the two groups for messages."""
+    """Return the world of an initialised torch.distributed, with its groups."""
     limit = datetime.timedelta(seconds=timeout_s)
-    control = dist.group.WORLD
-    values, gradients = (dist.new_group(backend=backend, timeout=limit) for _ in range(2))
-    assert control is not None
-    return World(rank, size, device, control, values, gradients)
+    start = dist.group.WORLD
+    assert start is not None
+    control, values, gradients = (
+        dist.new_group(backend=name, timeout=limit) for name in ("gloo", backend, backend)
+    )
+    return World(
+        rank, size, device, start, control, values, gradients, backend=backend, timeout_s=timeout_s
+    )
 
 
 def shake_hands(world: World, plan_sha256: str, what: Mapping[str, str]) -> None:
@@ -105,12 +126,12 @@ def shake_hands(world: World, plan_sha256: str, what: Mapping[str, str]) -> None
     Raises:
         InputError: two ranks differ; the message names both, the setting and both values.
     """
-    if world.control is None:
+    if world.start is None:
         return
     mine = {"host": socket.gethostname(), "plan": plan_sha256, "torch": torch.__version__, **what}
     everyone: list[dict[str, str]] = [{} for _ in range(world.size)]
     with waiting_for("the handshake of all ranks"):
-        dist.all_gather_object(everyone, mine, group=world.control)
+        dist.all_gather_object(everyone, mine, group=world.start)
     for rank, other in enumerate(everyone):
         for name, value in everyone[0].items():
             if name != "host" and other.get(name) != value:

@@ -15,6 +15,10 @@ COMMANDS = {
         "plan -> its schedule as text and pictures",
     ),
     "generate": ("stagewright.optimizer.codegen.command", "plan -> stage modules"),
+    "verify": (
+        "stagewright.runtime.verify_command",
+        "stage modules -> is a step the same as one process's?",
+    ),
     "train": ("stagewright.runtime.command", "stage modules -> weights; start it with torchrun"),
 }
 

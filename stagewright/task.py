@@ -36,8 +36,26 @@ class Task:
     module: ModuleType
 
     def build(self) -> Any:
-        """Return the model that the factory builds."""
-        return self.function(self.factory)()
+        """Return the model that the factory builds; raises as `call` does."""
+        return self.call(self.factory)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Return what one of the task's functions returns.
+
+        Raises:
+            InputError: the task does not define it, or it fails; the message names the user's line.
+        """
+        function = self.function(name)
+        try:
+            return function(*arguments)
+        except InputError:
+            raise
+        except Exception as error:
+            listed = ", ".join(map(repr, arguments))
+            raise InputError(
+                f"task {self.name}: {name}({listed}) fails at {_place(error)}: "
+                f"{type(error).__name__}: {_first_line(error)}; correct it"
+            ) from error
 
     def has(self, name: str) -> bool:
         return callable(getattr(self.module, name, None))
@@ -79,11 +97,13 @@ def load_task(name: str) -> Task:
                 "name a module (package.module) or a file (path/to/file.py)"
             ) from None
         raise InputError(
-            f"task {target}: {_place(error)}: {error}; install or correct it"
+            f"task {target}: {_place(error)}: {_first_line(error)}; install or correct it"
         ) from error
-    except Exception as error:
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
         raise InputError(
-            f"task {target}: {_place(error)}: {type(error).__name__}: {error}"
+            f"task {target}: {_place(error)}: {type(error).__name__}: {_first_line(error)}; correct it"
         ) from error
     task = Task(name=target, factory=factory, module=module)
     task.function(factory)
@@ -120,4 +140,9 @@ def _place(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if "importlib" not in frame.filename and frame.filename != __file__
     ]
+    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "import"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")

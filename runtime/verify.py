@@ -1,0 +1,241 @@
+"""Verification: one step of a plan against one process that runs the original model.
+
+Both see the same weights, micro-batches and random numbers. Rank 0 runs the original model beside the plan
+and compares the loss and every gradient. A task without a loss is given a fixed random projection of the
+model's outputs, one without a dataset its example inputs (floating-point ones replaced by random numbers).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stagewright.document import Record
+from stagewright.plan import Plan
+from stagewright.task import Task
+
+from .batches import DataOrder, MicrobatchData
+from .executor import Batches
+from .faults import waiting_for
+from .package import StagePackage, build_original
+from .randomness import LayerSeeds, seed_of, seeded
+from .session import Session, Settings
+from .stage import Values
+from .weights import save_tensors
+from .world import World
+
+TOLERANCES = {"float64": 1e-11, "float32": 1e-3}
+"""Largest relative difference that rounding explains; a gradient's is relative to its largest entry."""
+
+
+class Verification(Record):
+    """How far one step of the plan is from one process, in one dtype."""
+
+    dtype: str
+    loss: float
+    """One process's."""
+    loss_difference: float
+    """Relative."""
+    worst_gradient: str
+    """The parameter whose gradient differs most."""
+    worst_difference: float
+    """Relative to the largest entry of one process's gradient."""
+    num_gradients: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return max(self.loss_difference, self.worst_difference) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class ExampleData:
+    """The example inputs as micro-batches, for a task without a dataset; there are no targets."""
+
+    task: Task
+    plan: Plan
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+
+    def size_of(self, microbatch: int) -> int:
+        return self.plan.microbatch_size
+
+    def target_of(self, microbatch: int) -> Any:
+        return None
+
+    def inputs_of(self, microbatch: int, layers: Sequence[str]) -> Values:
+        keys = {value.layer: value.key for value in self.plan.inputs}
+        with seeded(seed_of(self.seed, microbatch, "example")):
+            example = self.task.call("example_input", self.plan.microbatch_size)
+            if isinstance(example, torch.Tensor):
+                example = (example,)
+            named = example if isinstance(example, dict) else dict(enumerate(example))
+            values = {key: self._random(named[key]) for key in keys.values()}
+        return {layer: values[keys[layer]] for layer in layers if layer in keys}
+
+    def _random(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.is_floating_point():
+            value = torch.randn(value.shape, dtype=torch.float64).to(self.dtype)
+        return value.to(self.device)
+
+
+def projection(output: Any, target: Any) -> torch.Tensor:
+    """Return a fixed random combination of all that a model returns; the stand-in for a loss."""
+    tensors = [t for t in _tensors_in(output) if t.is_floating_point()]
+    total = torch.zeros((), dtype=tensors[0].dtype, device=tensors[0].device)
+    for place, tensor in enumerate(tensors):
+        generator = torch.Generator().manual_seed(seed_of(place, "projection"))
+        weights = torch.randn(tensor.shape[1:], generator=generator, dtype=torch.float64)
+        total = total + (tensor * weights.to(tensor)).sum() / max(1, tensor.numel())
+    return total
+
+
+def verify(
+    package: StagePackage, task: Task, world: World, settings: Settings, save: Path | None = None
+) -> Verification | None:
+    """Run one step both ways; return the comparison on rank 0, None elsewhere.
+
+    Args:
+        package: the generated stages.
+        task: with or without loss and dataset.
+        world: this rank's; every rank calls this at the same time.
+        settings: their dtype is the one compared in.
+        save: where to write one process's weights, losses and gradients (safetensors).
+    """
+    if not task.has("loss"):
+        task = _with_loss(task)
+    session = Session(package, task, world, settings)
+    data = _data(session)
+    weighted = session.compute_gradients(data, 0)
+    own = {
+        name: None if p.grad is None else p.grad.detach().cpu()
+        for name, p in session.reduction.parameters.items()
+        if name in session.reduction.owned
+    }
+    everyone: list[Any] = [(weighted, own)]
+    if world.control is not None:
+        everyone = [None] * world.size
+        with waiting_for("the gradients of all ranks"):
+            dist.all_gather_object(everyone, (weighted, own), group=world.control)
+    if world.rank != 0:
+        return None
+    losses = {microbatch: loss for found, _ in everyone for microbatch, loss in found.items()}
+    gradients = {name: gradient for _, found in everyone for name, gradient in found.items()}
+    model, expected_losses = run_one_process(session, data)
+    expected = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    if save is not None:
+        _save(save, model, expected_losses)
+    dtype = str(session.dtype).removeprefix("torch.")
+    found_loss, loss = (sum(each[m] for m in sorted(each)) for each in (losses, expected_losses))
+    apart = {name: _difference(gradients.get(name), expected[name]) for name in sorted(expected)}
+    worst = max(apart, key=lambda name: apart[name])
+    return Verification(
+        dtype=dtype,
+        loss=loss,
+        loss_difference=abs(found_loss - loss) / max(abs(loss), 1e-300),
+        worst_gradient=worst,
+        worst_difference=apart[worst],
+        num_gradients=len(expected),
+        tolerance=TOLERANCES[dtype],
+    )
+
+
+def run_one_process(session: Session, data: Batches) -> tuple[torch.nn.Module, dict[int, float]]:
+    """Run a step of the original model in this process; return it with its gradients, and the losses."""
+    plan, task, seed = session.plan, session.task, session.settings.seed
+    with seeded(seed):
+        model = build_original(task, plan.factory).to(session.world.device, session.dtype)
+    seeds = LayerSeeds(seed)
+    _seed_random_layers(model, seeds)
+    loss_of = task.function("loss")
+    total = sum(data.size_of(m) for m in range(plan.num_microbatches))
+    losses = {}
+    for microbatch in range(plan.num_microbatches):
+        seeds.begin(0, microbatch)
+        values = data.inputs_of(microbatch, [value.layer for value in plan.inputs])
+        by_key = {value.key: values[value.layer] for value in plan.inputs}
+        positional = [by_key[key] for key in sorted(k for k in by_key if isinstance(k, int))]
+        keywords = {key: value for key, value in by_key.items() if isinstance(key, str)}
+        output = model(*positional, **keywords)
+        loss = loss_of(output, data.target_of(microbatch)) * (data.size_of(microbatch) / total)
+        loss.backward()
+        losses[microbatch] = loss.item()
+    return model, losses
+
+
+def _seed_random_layers(model: torch.nn.Module, seeds: LayerSeeds) -> None:
+    """Seed before every call of a module without children, by its path and the number of the call."""
+    calls: dict[str, int] = {}
+
+    def before(path: str) -> Any:
+        def hook(module: torch.nn.Module, _: Any) -> None:
+            calls[path] = calls.get(path, 0) + 1
+            number = calls[path]
+            seeds(path if number == 1 else f"{path}@{number}")
+
+        return hook
+
+    def start(module: torch.nn.Module, _: Any) -> None:
+        calls.clear()
+
+    model.register_forward_pre_hook(start)
+    for path, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(before(path))
+
+
+def _data(session: Session) -> Batches:
+    plan, task, seed = session.plan, session.task, session.settings.seed
+    if not task.has("dataset"):
+        return ExampleData(task, plan, session.dtype, session.world.device, seed)
+    dataset = task.call("dataset", "train")
+    order = DataOrder(len(dataset), plan.microbatch_size, plan.num_microbatches, seed)
+    microbatches = [order.indices(0, 0, m) for m in range(plan.num_microbatches)]
+    key = (seed, 0, 0, "sample")
+    device = session.world.device
+    return MicrobatchData(dataset, microbatches, plan.inputs, session.dtype, device, key)
+
+
+def _with_loss(task: Task) -> Task:
+    """Return the task with the projection as its loss."""
+    module = ModuleType(task.module.__name__)
+    vars(module).update(vars(task.module))
+    vars(module)["loss"] = projection
+    return replace(task, module=module)
+
+
+def _difference(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Return the largest difference relative to the largest entry expected; infinite if one is missing."""
+    if found is None or expected is None:
+        return 0.0 if found is expected else float("inf")
+    if not expected.numel():
+        return 0.0
+    scale = float(expected.abs().max())
+    apart = float((found.to(expected.device) - expected).abs().max())
+    return apart / scale if scale else (0.0 if apart == 0 else float("inf"))
+
+
+def _save(path: Path, model: torch.nn.Module, losses: dict[int, float]) -> None:
+    tensors = {f"weight:{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            tensors[f"gradient:{name}"] = parameter.grad
+    tensors["losses"] = torch.tensor([losses[m] for m in sorted(losses)], dtype=torch.float64)
+    save_tensors(path, tensors, {})
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors_in(item)]
+    return []

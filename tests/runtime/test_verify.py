@@ -1,0 +1,71 @@
+"""stagewright verify: passes generated plans, names what is wrong with a changed one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from stagewright.cli import run
+from stagewright.runtime.verify_command import main
+
+MakePackage = Any
+
+
+def verify(*arguments: str) -> int:
+    return run("stagewright verify", main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("task", ["digits_cnn", "gpt"])
+def test_generated_stages_pass_dropout_included(
+    make_package: MakePackage, capsys: pytest.CaptureFixture[str], tmp_path: Path, task: str
+) -> None:
+    package = make_package(task, [1], 3, "1f1b")
+    save = ("--save", str(tmp_path / "one.safetensors"))
+    assert verify(str(package.directory), "--task", package.task, "--json", *save) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["passed"] is True
+    assert [result["dtype"] for result in printed["dtypes"]] == ["float64", "float32"]
+    assert all(result["num_gradients"] > 5 for result in printed["dtypes"])
+    saved = load_file(tmp_path / "one.safetensors")
+    assert saved["losses"].shape == (3,)
+    assert sum(name.startswith("gradient:") for name in saved) >= 5
+
+
+def test_it_starts_its_own_ranks(
+    make_package: MakePackage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1, 2], 3, "1f1b")
+    arguments = (str(package.directory), "--task", package.task, "--schedule", "zero-bubble")
+    assert verify(*arguments) == 0
+    assert "one step on 3 ranks against one process" in capfd.readouterr().out
+
+
+def test_a_changed_stage_fails_and_the_worst_gradient_is_named(
+    make_package: MakePackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1], 2, "1f1b")
+    stage = package.directory / "stage0.py"
+    head, _, tail = stage.read_text().rpartition("return x")
+    stage.write_text(f"{head}return x * 1.001{tail}")
+    assert verify(str(package.directory), "--task", package.task) == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out
+    assert ".weight" in out or ".bias" in out
+
+
+def test_a_task_without_loss_and_dataset_is_verified_with_its_example_inputs(
+    make_package: MakePackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1], 2, "1f1b")
+    bare = tmp_path / "bare.py"
+    bare.write_text("from stagewright.models.mlp import build, example_input\n")
+    assert verify(str(package.directory), "--task", str(bare)) == 0
+    assert "passed" in capsys.readouterr().out
