@@ -50,7 +50,7 @@ def plan_hierarchical(request: HierarchicalRequest) -> tuple[Outcome, Planned]:
     topology = topology_of(graph)
     problem, pipeline = _solve(topology, request)
     if pipeline is None:
-        raise why_nothing_fits(request.graph_path, request.memory_bytes)
+        raise why_nothing_fits(topology, request.graph_path, request.memory_bytes)
     size = request.levels[0].num_members
     devices = tuple(
         Device(f"server{rank // size}", request.device_type) for rank in range(problem.num_devices)
@@ -159,12 +159,17 @@ def formula_of(reduce_factor: float, compression: float | None, sharing: str) ->
     )
 
 
-def why_nothing_fits(path: Path, memory_bytes: float | None) -> InputError:
-    """Return that no plan fits into memory."""
-    limit = f"{memory_bytes:g}" if memory_bytes is not None else "no"
+def why_nothing_fits(topology: Topology, path: Path, memory_bytes: float | None) -> InputError:
+    """Return that no plan fits into memory, and the layer that needs most."""
+    assert memory_bytes is not None, "without a limit there is always a plan"
+    kept = topology.parameter_bytes + topology.output_bytes
+    largest = int(kept.argmax())
+    over = kept[largest] - memory_bytes
+    alone = f"{over:.0f} bytes too many" if over > 0 else "so it is stages that do not fit"
     return InputError(
-        f"{path}: no plan fits into {limit} bytes per device (parameters and outputs of a stage, for each "
-        "micro-batch that the devices behind it make it keep); give more memory or devices with -s, -n, or "
+        f"{path}: no plan fits into {memory_bytes:.0f} bytes per device (parameters and outputs of a stage, "
+        "once for each micro-batch that the devices behind it make it keep); the largest layer, "
+        f"{topology.nodes[largest].name!r}, has {kept[largest]:.0f} bytes, {alone}; give more with -s, or "
         "drop --use_memory_constraint"
     )
 

@@ -64,7 +64,7 @@ def plan_hybrid(request: HybridRequest) -> tuple[Outcome, Planned]:
     )
     pipeline = sparsepipe.solve(problem)
     if pipeline is None:
-        raise why_nothing_fits(request.server_path, request.memory_bytes)
+        raise why_nothing_fits(topologies[first], request.server_path, request.memory_bytes)
     outcome = Outcome(
         cost_model="sparsepipe",
         formula=formula_of(

@@ -32,6 +32,8 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
     unknown = [name for name in problem.constraints.named if name not in ("--straight", "--fix")]
     if problem.objective not in ("step-time", "throughput"):
         unknown.insert(0, f"--objective {problem.objective}")
+    if problem.inputs.cluster.links.matrix:
+        unknown.insert(0, "links.matrix")
     if unknown:
         raise InputError(
             f"{problem.inputs.cluster_path}: {', '.join(unknown)} is for smaller clusters: "
@@ -47,5 +49,4 @@ def table_entries(problem: Problem) -> float:
     """Return how many entries of tables exact.py needs for one threshold."""
     sizes = [len(group.slots) for group in problem.groups]
     pairs = math.prod((size + 1.0) * (size + 2) / 2 for size in sizes)
-    places = 1 + len(problem.all_servers) * (len(problem.all_servers) > 1)
-    return pairs * (len(problem.chain) + 1) ** 2 * places * (problem.max_stages or 1)
+    return pairs * (len(problem.chain) + 1) ** 2 * len(problem.places) * (problem.max_stages or 1)

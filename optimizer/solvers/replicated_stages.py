@@ -3,7 +3,7 @@
 The value of a plan is the largest of its stages' and transfers' times. On a chain, a threshold T on it is
 tested in O(n N^2) time: for every number of devices used, the cuts that plans under T can end at are a set;
 a stage grows with the layers that it holds, so of the cuts that it may start at the last one in the set is
-the best. Bisection on T then finds the optimum to a relative 1e-12. On the cuts of a branching graph, where
+the best. Bisection on T then finds the optimum to a relative 1e-11. On the cuts of a branching graph, where
 "the last one" means nothing, a dynamic programme over pairs of nested cuts finds it in O(n^2 N^2) time.
 Idle devices are allowed. Nothing recurses, so 10 000 layers are no trouble.
 
@@ -24,7 +24,7 @@ from stagewright.optimizer.pipedream.problem import (
 )
 from stagewright.optimizer.pipedream.topology import BoolArray, FloatArray, Topology
 
-TOLERANCE = 1e-12
+TOLERANCE = 1e-11
 MOST_WORK = 3e8
 """Pairs of cuts times pairs of numbers of devices, for branching graphs."""
 MOST_CUTS = 2000
@@ -64,7 +64,8 @@ def _bisect(placement: Placement) -> tuple[PlannedStage, ...] | None:
     best = _Reach(placement, np.inf).stages()
     if best is None:
         return None
-    low, high = 0.0, max(stage.stage_s for stage in best)
+    low = placement.problem.lower_bound_s * (1 - 1e-9)
+    high = max(stage.stage_s for stage in best)
     while high - low > TOLERANCE * high:
         middle = (low + high) / 2
         found = _Reach(placement, middle).stages()

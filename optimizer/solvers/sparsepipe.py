@@ -4,12 +4,13 @@ For a threshold T on the slowest stage or transfer, the sets of devices are gone
 A stage grows with the layers that it holds, and whether a cut may be made under T depends on its link only:
 so for each set of devices, and each server that its last stage is in, the last cut that plans under T reach
 is all that matters, one for a next stage in the same server and one for any other. Bisection on T finds the
-optimum to a relative 1e-12. A set of devices is a number in the mixed radix of the classes' counts, so that
+optimum to a relative 1e-10. A set of devices is a number in the mixed radix of the classes' counts, so that
 "without the devices d" is a subtraction, and all last stages d of a set are tried by one array operation.
 
 Source: the formula is that of SparsePipe's planner, the search is our own.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,8 @@ from stagewright.optimizer.pipedream.problem import (
 )
 from stagewright.optimizer.pipedream.topology import IntArray
 
-TOLERANCE = 1e-12
-MOST_PAIRS = 2e7
+TOLERANCE = 1e-10
+MOST_PAIRS = 5e6
 """A set of devices and its last stage: about ten seconds in all."""
 NOWHERE = -1
 INSIDE, BETWEEN = 0, 1
@@ -41,7 +42,7 @@ def solve(problem: MixedProblem) -> PlannedPipeline | None:
     best = _Reach(space, np.inf).stages()
     if best is None:
         return None
-    low, high = 0.0, _value_s(best)
+    low, high = problem.lower_bound_s * (1 - 1e-9), _value_s(best)
     while high - low > TOLERANCE * high:
         middle = (low + high) / 2
         found = _Reach(space, middle).stages()
@@ -70,6 +71,20 @@ def _value_s(stages: tuple[PlannedStage, ...]) -> float:
     return max(stage.stage_s for stage in stages)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The last stages that a set of devices can have, those at one place together."""
+
+    stages: IntArray
+    before: IntArray
+    """The set without the stage."""
+    places: IntArray
+    rates: IntArray
+    """Which row of the table of furthest ends holds for the stage."""
+    groups: tuple[tuple[int, slice], ...]
+    """(place, where its stages are)."""
+
+
 class _Space:
     """The sets of devices that stages and plans can use, by number."""
 
@@ -90,26 +105,31 @@ class _Space:
         self.order: IntArray = np.lexsort((np.arange(len(self.sets)), self.sizes))
         servers = np.array([group.server for group in problem.classes])
         ranks_of_types = [problem.types.index(group.device_type) for group in problem.classes]
+        self.places = (*range(problem.num_servers), SPANNING)
+        """Where a last stage can be."""
         used = self.sets > 0
-        self.slowest: IntArray = np.where(used, np.array(ranks_of_types), 0).max(axis=1)
-        """Of each set, the slowest type, as an index into problem.types."""
+        slowest = np.where(used, np.array(ranks_of_types), 0).max(axis=1)
         most = np.where(used, servers, -1).max(axis=1)
         least = np.where(used, servers, len(servers)).min(axis=1)
-        self.server: IntArray = np.where(most == least, most, SPANNING)
-        """Of each set, the server that holds it, or SPANNING."""
-        self.stages: IntArray = np.flatnonzero(
-            self.sizes == 1 if problem.straight else self.sizes > 0
+        self._place: IntArray = np.where(most == least, most, len(self.places) - 1)
+        """Of each set, the index of the place that holds it."""
+        spanning = self._place == len(self.places) - 1
+        self._rate: IntArray = (slowest * (problem.num_devices + 1) + self.sizes) * 2 + spanning
+        stages = np.flatnonzero(self.sizes == 1 if problem.straight else self.sizes > 0)
+        self._stages: IntArray = stages[np.lexsort((stages, self._place[stages]))]
+        """The sets that a stage may have, by place."""
+        self.parts = tuple(map(self._parts_of, range(len(self.sets))))
+
+    def _parts_of(self, number: int) -> _Parts:
+        stages = self._stages[(self.sets[self._stages] <= self.sets[number]).all(axis=1)]
+        places = self._place[stages]
+        edges = np.searchsorted(places, np.arange(len(self.places) + 1))
+        groups = tuple(
+            (place, slice(int(first), int(last)))
+            for place, (first, last) in enumerate(itertools.pairwise(edges))
+            if first < last
         )
-        """The numbers of the sets that a stage may have."""
-
-
-@dataclass(frozen=True)
-class _Ways:
-    """The last stages of one set of devices, each with the cut that it may start at."""
-
-    stages: IntArray
-    starts: IntArray
-    ends: IntArray
+        return _Parts(stages, number - stages, places, self._rate[stages], groups)
 
 
 class _Reach:
@@ -118,13 +138,10 @@ class _Reach:
     def __init__(self, space: _Space, threshold_s: float) -> None:
         self._space = space
         self._threshold_s = threshold_s
-        problem = space.problem
-        self._places = (*range(problem.num_servers), SPANNING)
-        """Where a last stage can be."""
         self._last_cuts = (self._last_allowed(0), self._last_allowed(SPANNING))
-        """For a next stage over each link (INSIDE, BETWEEN), (n + 1,) the last cut up to each that may be."""
+        """For a next stage over each link (INSIDE, BETWEEN), (n + 2,) the last cut up to each that may be."""
         self._ends = self._furthest_ends()
-        shape = (len(space.sets), len(self._places))
+        shape = (len(space.sets), len(space.places))
         self._cut = np.full((2, *shape), NOWHERE)
         """By link to the next stage: the last cut that it may start at if the last stage is at the place."""
         self._stage = np.full((2, *shape), NOWHERE)
@@ -134,23 +151,25 @@ class _Reach:
         self._start[0] = 0
 
     def _last_allowed(self, server: int) -> IntArray:
-        """Return (n + 1,) the last cut up to each at which a border under the threshold may be."""
+        """Return (n + 2,) the last cut up to each at which a border may be; NOWHERE is last, as index -1."""
         allowed = self._space.problem.transfer_s(server) <= self._threshold_s
         allowed[0] = allowed[-1] = True
-        return np.maximum.accumulate(np.where(allowed, np.arange(len(allowed)), 0))
+        last = np.maximum.accumulate(np.where(allowed, np.arange(len(allowed)), 0))
+        return np.append(last, NOWHERE)
 
     def _furthest_ends(self) -> IntArray:
-        """Return (types, N + 1, 2, n + 1) how far a stage from each cut gets; the link: SPANNING or not."""
+        """Return how far a stage from each cut gets, a row per rate; NOWHERE is last, as index -1."""
         problem = self._space.problem
         size = len(problem.cuts)
-        ends = np.zeros((len(problem.types), problem.num_devices + 1, 2, size), dtype=np.intp)
+        ends = np.full((len(problem.types), problem.num_devices + 1, 2, size + 1), NOWHERE)
         for kind, name in enumerate(problem.types):
             for replicas in range(1, 2 if problem.straight else problem.num_devices + 1):
                 for link in range(2 if problem.num_servers > 1 else 1):
                     rates = problem.rates(name, replicas, SPANNING if link else 0)
                     limits = rates + self._threshold_s
-                    ends[kind, replicas, link] = np.searchsorted(rates, limits, "right") - 1
-        return ends
+                    found = np.searchsorted(rates, limits, "right") - 1
+                    ends[kind, replicas, link, :-1] = found
+        return ends.reshape(-1, size + 1)
 
     def stages(self) -> tuple[PlannedStage, ...] | None:
         """Return a plan under the threshold; None if there is none."""
@@ -164,39 +183,32 @@ class _Reach:
 
     def _extend(self, number: int) -> None:
         """Find how far the plans of a set of devices get, from those of its subsets."""
-        ways = self._ways(number)
-        servers = self._space.server[ways.stages]
+        parts = self._space.parts[number]
+        starts = self._start[parts.before, parts.places]
+        ends = self._limited(self._ends[parts.rates, starts], starts, number)
         for link, last_cuts in enumerate(self._last_cuts):
-            cuts = last_cuts[ways.ends]
-            cuts = np.where(cuts > ways.starts, cuts, NOWHERE)  # a stage holds a layer
-            for index, place in enumerate(self._places):
-                chosen = np.flatnonzero(servers == place)
-                if len(chosen):
-                    best = chosen[np.argmax(cuts[chosen])]
-                    self._cut[link, number, index] = cuts[best]
-                    self._stage[link, number, index] = ways.stages[best]
+            cuts = last_cuts[ends]
+            cuts[cuts <= starts] = NOWHERE  # a stage holds a layer
+            for place, group in parts.groups:
+                best = group.start + int(np.argmax(cuts[group]))
+                self._cut[link, number, place] = cuts[best]
+                self._stage[link, number, place] = parts.stages[best]
         self._start[number] = self._cut[BETWEEN, number].max()
-        inner = slice(0, len(self._places) - 1)
+        inner = slice(0, len(self._space.places) - 1)
         inside = self._cut[INSIDE, number, inner]
         self._start[number, inner] = np.maximum(inside, self._start[number, inner])
 
-    def _ways(self, number: int) -> _Ways:
+    def _limited(self, ends: IntArray, starts: IntArray, number: int) -> IntArray:
+        """Return how far the stages of a set get within memory."""
         space, problem = self._space, self._space.problem
-        stages = space.stages
-        stages = stages[(space.sets[stages] <= space.sets[number]).all(axis=1)]
-        servers = space.server[stages]
-        # SPANNING is -1, which is also the last place.
-        starts = self._start[number - stages, servers]
-        stages, servers, starts = (a[starts != NOWHERE] for a in (stages, servers, starts))
-        replicas = space.sizes[stages]
-        links = (servers == SPANNING).astype(np.intp)
-        ends = self._ends[space.slowest[stages], replicas, links, starts]
-        if problem.memory_bytes is not None:
-            behind = problem.num_devices - int(space.sizes[number])
-            most = np.array([problem.most_kept_bytes(behind, int(m)) for m in replicas])
-            kept = problem.kept_bytes
-            ends = np.minimum(ends, np.searchsorted(kept, kept[starts] + most, "right") - 1)
-        return _Ways(stages, starts, ends)
+        if problem.memory_bytes is None:
+            return ends
+        behind = problem.num_devices - int(space.sizes[number])
+        replicas = space.sizes[space.parts[number].stages]
+        most = np.array([problem.most_kept_bytes(behind, int(m)) for m in replicas])
+        kept = problem.kept_bytes
+        within = np.searchsorted(kept, kept[starts] + most, "right") - 1
+        return np.where(starts == NOWHERE, NOWHERE, np.minimum(ends, within))
 
     def _read(self, number: int, index: int) -> tuple[PlannedStage, ...]:
         """Return the stages of the plan that the tables hold for a set and the place of its last stage."""
@@ -208,7 +220,7 @@ class _Reach:
             number -= stage
             start = int(self._start[number, index])
             devices = tuple(map(int, space.sets[stage]))
-            place = self._places[index]
+            place = self._space.places[index]
             if number:
                 index, link = self._origin(number, index, start)
             found.append((start, end, devices, place if link == INSIDE else SPANNING))
@@ -217,7 +229,7 @@ class _Reach:
 
     def _origin(self, number: int, index: int, start: int) -> tuple[int, int]:
         """Return the place (as an index) of the stage before one at a place, and the link to it."""
-        if index < len(self._places) - 1 and self._cut[INSIDE, number, index] == start:
+        if index < len(self._space.places) - 1 and self._cut[INSIDE, number, index] == start:
             return index, INSIDE
         return int(np.flatnonzero(self._cut[BETWEEN, number] == start)[0]), BETWEEN
 

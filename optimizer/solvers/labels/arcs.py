@@ -40,7 +40,7 @@ class Arcs(NamedTuple):
 def next_step(costs: Costs, step: int, fits: int, behind: int, most: int) -> int:
     """Return the first index into Costs.replicas from `step` on whose units fit; -1 if none up to `most`."""
     replicas = costs.replicas
-    if behind > 0 and fits > 1 and not costs.holds_all:
+    if behind > 0 and not costs.holds_all:
         dealt = max(fits, (fits - 1) * costs.num_microbatches // behind)
         step = max(step, costs.replicas_for[min(dealt, costs.num_microbatches)])
     elif costs.holds_all:

@@ -21,6 +21,8 @@ from .prices import (
 )
 
 MOST_LABELS = 2_000_000
+FEW = 1000
+"""Narrower beams cut off most labels anyway."""
 STRICT_DEVICES = 24
 """Up to so many devices a search that windows stopped is done again, with every number of replicas."""
 
@@ -119,11 +121,13 @@ def limit_of(chain: Chain, bound: Bound) -> float:
     return limit - pooled / chain.costs.num_microbatches
 
 
-def completions_of(chain: Chain, arcs: Arcs, bound: Bound, runs: Runs | None) -> Completions:
-    """Return the bounds of completions at a bound's prices and at some around them."""
+def completions_of(
+    chain: Chain, arcs: Arcs, bound: Bound, runs: Runs | None, *, is_beam: bool
+) -> Completions:
+    """Return the bounds of completions at a bound's prices; without beam at some around them, too."""
     costs = chain.costs
     per_replica, per_stage, per_ms, limits, least = [], [], [], [], []
-    for prices in _around(chain, bound):
+    for prices in [bound.prices] if is_beam else _around(chain, bound):
         fares = fares_of(costs, bound.threshold_ms, prices)
         if runs is None:
             found = cheapest_from_start(costs, arcs, all_fares(costs, arcs, fares)[0])[0][:, None]
@@ -173,7 +177,7 @@ def search_plan(
     room: int = MOST_LABELS,
 ) -> Answer:
     """Return what the label search finds within a bound's threshold."""
-    completions = completions_of(chain, arcs, bound, runs)
+    completions = completions_of(chain, arcs, bound, runs, is_beam=0 < beam <= FEW)
     windows = not chain.windows_are_implied
     limits = Limits(bound.threshold_ms, cutoff_ms, chain.max_stages, beam, windows, False)
     outcome = expand_labels(chain.costs, limits, arcs, completions, room)

@@ -25,6 +25,8 @@ from .prices import MARGIN
 TOLERANCE = 1e-9
 FIRST_BEAM = 200
 MOST_BEAM = 100_000
+TIGHT = 1.002
+"""Memory counts as tight if replica-indexed prices raise the bound by this factor."""
 
 
 class ThroughputSearch:
@@ -43,14 +45,20 @@ class ThroughputSearch:
         if math.isinf(high_ms):
             return
         self._raise_bound(high_ms, rounds=150)
+        self._look_at_memory()
         self._first_plan()
-        if self.found.stages and self._gap() > 2e-3 and not self.found.is_late:
-            self.indexed = True
-            self._raise_bound(self.found.value_ms, rounds=40)
         self._close()
 
-    def _gap(self) -> float:
-        return 1 - self.low_ms / self.found.value_ms
+    def _look_at_memory(self) -> None:
+        """Turn to replica-indexed prices if they prove more."""
+        before_ms, self.indexed = self.low_ms, True
+        if not self._excludes(before_ms * TIGHT, 60):
+            self.indexed = False
+            return
+        high_ms = before_ms * TIGHT
+        while high_ms < 8 * before_ms and self._excludes(high_ms, 40):
+            high_ms *= 1.05
+        self._raise_bound(high_ms, rounds=60)
 
     def _bracket(self) -> float:
         """Return a threshold that prices do not exclude; infinity if memory excludes every one."""
