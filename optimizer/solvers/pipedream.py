@@ -30,7 +30,7 @@ from stagewright.optimizer.pipedream.problem import (
 )
 from stagewright.optimizer.pipedream.topology import FloatArray, Topology
 
-MOST_WORK = 4e8
+MOST_WORK = 7.5e8
 """Table entries to compute: about a second."""
 MOST_CUTS = 2000
 FEWEST_CUTS = 64
