@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stagewright.allocation import keep_freed_memory
+from stagewright.document import demand_writable
 from stagewright.task import load_task
 
 from .measuring.measure import Repeats
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     args = parser().parse_args(argv)
     keep_freed_memory()
+    for path in (args.output, args.dot):
+        if path is not None:
+            demand_writable(path)
     request = Request(
         device_type=args.device_type,
         batch_sizes=tuple(args.batch_sizes),

@@ -54,6 +54,10 @@ def profile(
         raise InputError(f"micro-batch sizes are {batch_sizes}, expected numbers from 1")
     if request.limits.repeats < 1:
         raise InputError(f"repeats is {request.limits.repeats}, expected at least 1")
+    if not request.limits.max_seconds > 0:
+        raise InputError(f"max seconds is {request.limits.max_seconds}, expected a number above 0")
+    if not request.device_type.strip():
+        raise InputError("the device type's name is empty; name it as the cluster files do")
     if request.dtype not in DTYPES:
         raise InputError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
     emulation = _emulation(request.slowdown)

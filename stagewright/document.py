@@ -122,6 +122,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def demand_writable(path: Path) -> None:
+    """Make a file's folder; raise InputError if the file could not be written: before long work, not after.
+
+    Raises:
+        InputError: the path is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file to write; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def read_bytes(path: Path) -> bytes:
     """Return a file's content.
 
@@ -132,6 +148,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a path from a file may hold a zero character
+        raise InputError(f"{str(path)!r}: cannot be read: {error}; correct the path") from None
 
 
 def read_text(path: Path) -> str:

@@ -207,7 +207,7 @@ class LayerGraph(Record, dict=True):
     output: Argument
     """What the model returns, as references to layers."""
     tied: tuple[tuple[str, ...], ...] = ()
-    """Groups of names of the original state dict that are one parameter."""
+    """Groups of names of the original state dict that are one parameter or one buffer."""
     loss: tuple[LayerCost, ...] = ()
     """The task's loss on the model's output, per micro-batch size; empty: the task has none."""
     whole: tuple[WholeStep, ...] = ()

@@ -12,7 +12,9 @@ from stagewright.document import (
     Format,
     InputError,
     Record,
+    demand_writable,
     load_record,
+    read_bytes,
     read_text,
     save_record,
     sha256_of,
@@ -165,6 +167,21 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", b"")
     with pytest.raises(InputError, match="cannot be written"):
         write_atomically(tmp_path / "a" / "b.json", b"")
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    demand_writable(tmp_path / "new" / "file.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"is a folder, expected a file"):
+        demand_writable(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be written"):
+        demand_writable(tmp_path / "file" / "below.json")
+
+
+def test_a_path_that_no_file_can_have_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match=r"'a\\x00b': cannot be read: embedded null byte"):
+        read_bytes(Path("a\0b"))
 
 
 def test_text_must_be_utf8_and_the_hash_is_sha256(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tasks: named as a file or a module, beside a user's own packages, and what is missing is asked for."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_two_files_of_one_name_are_two_tasks() -> None:
         ("none.py", "task none.py: there is no such file"),
         ("folder/none.py", "task folder/none.py: there is no such file"),
         ("no_such_module_here", "there is no module 'no_such_module_here'"),
+        ("leaving.py", "leaving.py:2: SystemExit: 3; correct it"),
         ("good.py:huge", "defines no function 'huge'; add it: huge() returns the model"),
         ("good.py:LIMIT", "defines no function 'LIMIT'"),
         ("empty.py", "defines no function 'build'; add it: build() returns the model"),
@@ -81,13 +83,25 @@ def test_two_files_of_one_name_are_two_tasks() -> None:
 def test_a_task_that_cannot_be_used_is_refused_with_the_place(name: str, problem: str) -> None:
     Path("good.py").write_text(GOOD)
     Path("empty.py").write_text("")
+    Path("leaving.py").write_text("import sys\nsys.exit(3)\n")
     Path("typo.py").write_text("\ndef build(:\n")
     Path("broken.py").write_text("\n1 / 0\n")
     Path("lacking.py").write_text("import no_such_dependency\n")
     with pytest.raises(InputError) as caught:
         load_task(name)
     assert problem in str(caught.value)
+    assert str(caught.value).count("task ") == 1
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_that_fails_is_named_with_the_users_line() -> None:
+    Path("task.py").write_text("import json\ndef build():\n    raise ValueError('two\\nlines')\n")
+    with pytest.raises(InputError) as caught:
+        load_task("task.py").build()
+    assert re.fullmatch(
+        r"task task\.py: build\(\) fails at .*task\.py:3: ValueError: two; correct it",
+        str(caught.value),
+    )
 
 
 def test_a_missing_function_is_asked_for_by_name_and_meaning() -> None:

@@ -27,7 +27,7 @@ PLAN_SHA256 = {sha256}
 """Of the plan.json beside this file."""
 STAGES = ({stages})
 {tied}
-"""Groups of the original model's names that are one parameter."""
+"""Groups of the original model's names that are one parameter or one buffer."""
 
 
 class FullModel(nn.Module):

@@ -213,7 +213,7 @@ def batch_of(traced: TracedModel, task: Task, size: int) -> Batch:
     inputs = inputs_of(task, size, model)
     if not (task.has("loss") and task.has("dataset")):
         return Batch(size=size, inputs=inputs, loss=None)
-    dataset: Any = task.function("dataset")("train")
+    dataset: Any = task.call("dataset", "train")
     try:
         samples = [dataset[i % len(dataset)] for i in range(size)]
         _, target = default_collate(samples)

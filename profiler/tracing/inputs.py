@@ -15,9 +15,9 @@ def inputs_of(task: Task, batch_size: int, model: nn.Module) -> dict[int | str, 
     """Return the task's example input by position or keyword; positions come first.
 
     Raises:
-        InputError: example_input returns no tensor, and no tuple or dict with one.
+        InputError: example_input fails, or returns no tensor, and no tuple or dict with one.
     """
-    example = task.function("example_input")(batch_size)
+    example = task.call("example_input", batch_size)
     found = type(example).__name__
     if isinstance(example, torch.Tensor):
         example = (example,)

@@ -42,11 +42,14 @@ def stored_at(model: nn.Module, name: str) -> Stored:
     )
 
 
-def tied_parameters(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of state-dict names that are one parameter, in the model's order."""
+def tied_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of state-dict names that are one parameter or one buffer, in the model's order."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if _is_persistent(model, name):
+            groups.setdefault(id(buffer), []).append(name)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 

@@ -30,7 +30,7 @@ from .describe import Undescribable, argument_of, function_name, value_spec
 from .inputs import inputs_of
 from .observe import Observation, observe, tensors_in
 from .rebuild import constructor_of
-from .stored import Stored, stored_at, stored_in_module, tied_parameters
+from .stored import Stored, stored_at, stored_in_module, tied_names
 from .symbolic import place_of_node, trace_calls
 
 TRACED_BATCH_SIZE = 2
@@ -156,7 +156,7 @@ class _Builder:
             nodes={layer.name: nodes[layer.name] for layer in kept},
             layers=kept,
             output=output,
-            tied=tied_parameters(self.model),
+            tied=tied_names(self.model),
         )
 
     def _resolve(self, node: fx.Node) -> Argument:

@@ -50,6 +50,8 @@ def test_the_dtype_is_that_of_parameters_and_outputs() -> None:
         ({"device": "nonsense"}, "device is 'nonsense'"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"limits": Repeats(repeats=0)}, "repeats is 0"),
+        ({"limits": Repeats(max_seconds=float("nan"))}, "max seconds is nan"),
+        ({"device_type": " "}, "the device type's name is empty"),
     ],
 )
 def test_a_wrong_request_is_refused(changes: dict[str, Any], message: str) -> None:

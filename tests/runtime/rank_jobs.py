@@ -10,7 +10,7 @@ import torch
 from stagewright.runtime.batches import DataOrder, MicrobatchData
 from stagewright.runtime.session import Session, Settings
 from stagewright.runtime.trainer import TrainingOptions, train
-from stagewright.runtime.weights import state_of_stages
+from stagewright.runtime.weights import save_tensors, state_of_stages
 from stagewright.runtime.world import World
 
 
@@ -81,3 +81,12 @@ def stop_itself(world: World, victim: int, signal_number: int) -> None:
     if world.rank == victim:
         os.kill(os.getpid(), signal_number)
     assert signal.Signals(signal_number)
+
+
+def trained_weights(world: World, options: dict[str, Any], output: str, **arguments: Any) -> None:
+    """Run the trainer and write the weights, as the command does."""
+    session = start(world, **arguments)
+    train(session, TrainingOptions(**options), progress=False)
+    weights = session.final_weights()
+    if weights is not None:
+        save_tensors(Path(output), weights, {})

@@ -84,10 +84,12 @@ def test_two_ranks_train_report_and_write_weights_of_the_original_model(
     assert 0 <= printed["history"]["epochs"][0]["test_metric"] <= 1
 
 
-def wait_for(condition: Any, timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
+def wait_for_a_checkpoint(folder: Path, ranks: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait until training runs, or a rank has ended; end all ranks where neither happens."""
+    deadline = time.monotonic() + 90
+    while not any(folder.glob("step-*")) and all(rank.poll() is None for rank in ranks):
+        if time.monotonic() > deadline:
+            finish(ranks, 0)
         time.sleep(0.05)
 
 
@@ -97,7 +99,7 @@ def wait_for(condition: Any, timeout_s: float = 90) -> None:
 def test_a_dead_or_stuck_rank_ends_all_others_with_one_clear_line(
     make_package: MakePackage, tmp_path: Path, signal_number: signal.Signals, timeout: str
 ) -> None:
-    package = make_package("digits_cnn", [1, 1, 1], 4, "1f1b")
+    package = make_package("mlp", [1, 2], 4, "1f1b")
     options = (
         "--epochs",
         "1000",
@@ -108,9 +110,7 @@ def test_a_dead_or_stuck_rank_ends_all_others_with_one_clear_line(
         str(tmp_path),
     )
     ranks = start_ranks(3, package, *options, "--timeout", timeout)
-    wait_for(
-        lambda: (tmp_path / "step-00000002").exists() or any(r.poll() is not None for r in ranks)
-    )
+    wait_for_a_checkpoint(tmp_path, ranks)
     ranks[2].send_signal(signal_number)
     started = time.monotonic()
     survivors = finish(ranks[:2])
@@ -242,6 +242,69 @@ def test_a_wrong_task_is_refused(
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+@pytest.mark.usefixtures("no_torchrun")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lr", "nan"), "--lr is nan, expected a finite number from 0"),
+        (("--lr", "-1"), "--lr is -1.0, expected a finite number from 0"),
+        (("--weight-decay", "inf"), "--weight-decay is inf, expected a finite number"),
+        (("--timeout", "nan"), "--timeout is nan, expected seconds"),
+        (("--timeout", "0"), "--timeout is 0.0, expected seconds"),
+        (("--seed", "99999999999999999999"), "expected an integer from 0 to 2**63 - 1"),
+        (("--keep", "0"), "--keep is 0, expected at least 1"),
+        (("--device", "abacus"), "device is 'abacus', expected auto, cpu, cuda or cuda:N"),
+        (("--output", "."), ".: is a folder, expected a file to write"),
+        (("--report", "task.py/report.json"), "task.py/report.json: cannot be written"),
+        (("--checkpoint", "task.py"), "cannot be written"),
+        (("--weights", "."), "is no readable safetensors file"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_training(
+    make_package: MakePackage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    package = make_package("mlp", [1], 2, "1f1b")
+    monkeypatch.chdir(tmp_path)
+    write_task(tmp_path, "")
+    monkeypatch.setattr("stagewright.runtime.command.train", None)
+    assert one_rank(str(package.directory), "--task", package.task, *options) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["task.py"]
+
+
+def test_an_interrupted_rank_ends_with_one_line(make_package: MakePackage, tmp_path: Path) -> None:
+    package = make_package("mlp", [1, 1], 4, "1f1b")
+    saved = ("--checkpoint-every", "1", "--checkpoint", str(tmp_path))
+    ranks = start_ranks(2, package, "--epochs", "1000", "--no-evaluation", *saved)
+    wait_for_a_checkpoint(tmp_path, ranks)
+    for rank in ranks:
+        rank.send_signal(signal.SIGINT)
+    for number, (status, _, err) in enumerate(finish(ranks, 30)):
+        assert (status, err.splitlines()[-1:]) in (
+            (130, [f"stagewright train: rank {number}: interrupted"]),
+            (3, err.splitlines()[-1:]),
+        )
+        assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("no_torchrun")
+def test_a_loss_that_is_not_finite_is_null_in_the_output(
+    make_package: MakePackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1], 2, "1f1b")
+    options = ("--lr", "1e30", "--max-steps", "4", "--no-evaluation", "--json")
+    assert one_rank(str(package.directory), "--task", package.task, *options) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["history"]["losses"][-1] is None
 
 
 @pytest.mark.usefixtures("no_torchrun")

@@ -1,12 +1,15 @@
 """Losses, gradients and weights of a pipeline against one process: a plain loop over the original model."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from stagewright.optimizer.codegen.package import generate
 from stagewright.runtime.batches import DataOrder
 from stagewright.task import load_task
 
@@ -111,6 +114,25 @@ def test_float64_gradients_equal_one_process(
         assert gradient is not None
         assert relative_difference(found[name], gradient.numpy()) <= 1e-12, name
     assert total_of([losses for losses, _ in results]) == pytest.approx(losses[0], rel=1e-12)
+
+
+def test_a_rank_that_runs_two_stages_trains_the_weights_they_share(
+    rank_pool: RankPool, make_package: MakePackage, tmp_path: Path
+) -> None:
+    task = "gpt.py:build_without_dropout"
+    package = make_package(task, [1, 1, 1], 4, "1f1b")
+    plan = package.directory.parent / "plan.json"
+    content = json.loads(plan.read_text())
+    content["stages"][2]["replicas"][0]["rank"] = 0
+    (plan.parent / "folded.json").write_text(json.dumps(content))
+    generate(plan.parent / "folded.json", tmp_path / "stages")
+    arguments = {"directory": str(tmp_path / "stages"), "task": package.task}
+    results = rank_pool.run("steps", 2, num_steps=4, settings=FLOAT64, **arguments)
+    expected, _ = one_process(package.task, package.microbatch_size, 4, torch.float64, num_steps=4)
+    found = [total_of([losses[step] for losses, _ in results]) for step in range(4)]
+    assert found == pytest.approx(expected, rel=1e-10)
+    state = results[0][1]
+    np.testing.assert_array_equal(state["head.weight"], state["embedding.weight"])
 
 
 @pytest.mark.parametrize(

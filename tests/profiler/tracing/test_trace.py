@@ -119,6 +119,21 @@ def test_overwriting_memory_that_another_layer_needs_is_refused_by_line() -> Non
         traced(Shared(), 4)
 
 
+def test_buffers_of_a_module_with_two_names_are_tied() -> None:
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+            self.other = self.norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) * 2  # type: ignore[no-any-return]
+
+    result = trace(task_of(Aliased, lambda size: torch.zeros(size, 4)), Aliased())
+    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert result.tied == tuple((f"norm.{name}", f"other.{name}") for name in names)
+
+
 def test_random_layers_and_frozen_modes_and_tied_parameters_are_found() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
