@@ -5,6 +5,7 @@ example: stagewright optimize hete_files/one_fast_two_slow.toml -o plan.json --b
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stagewright.scheduling import PLANNED_SCHEDULES
 from .borders import chain_of
 from .constraints import Constraints, Fixed
 from .costs.cost import STATE_COPIES
+from .formats.dispatch import asks_for_other_format, plan_other_format
 from .given import GivenStages
 from .load import Inputs, load_inputs
 from .planning import SOLVERS, TRAINING_OBJECTIVES, Request, optimize
@@ -26,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         InputError: the input is wrong.
     """
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if asks_for_other_format(arguments):
+        return plan_other_format(arguments)
+    args = _parser().parse_args(arguments)
     given = None
     if args.cuts or args.replicas or args.types:
         given = GivenStages.parse(args.cuts, args.replicas, args.types)
@@ -77,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="stagewright optimize",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--format",
+        help="plan another planner's files instead: dnn-partitioning, piper or metis "
+        "(stagewright optimize --format NAME --help)",
     )
     parser.add_argument("cluster", type=Path, help="cluster file (TOML), see hete_files/README.md")
     parser.add_argument("-o", "--output", type=Path, required=True, help="plan to write (JSON)")
