@@ -1,5 +1,6 @@
 """What is to be planned: the measured inputs with the user's choices."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from .costs.cost import Objective, Overlap, state_copies
 from .load import Inputs
 
 MS_PER_HOUR = 3.6e6
+MOST_SERVERS_TOLD_APART = 4
+"""In which combination of servers a stage is: 15 places for 4 servers."""
 
 
 @dataclass(frozen=True)
@@ -206,22 +209,35 @@ class Problem:
 
     def links_inside(self, servers: frozenset[str]) -> tuple[Link, ...]:
         """Return the kinds of links that a gradient sum over ranks in some servers uses."""
-        links = self.inputs.cluster.links
-        if len(servers) == 1 or links.between_servers is None:
-            return (links.inside_server,)
-        return (links.inside_server, links.between_servers)
+        return self.links_across(servers, servers)
 
     def links_across(self, first: frozenset[str], second: frozenset[str]) -> tuple[Link, ...]:
         """Return the kinds of links between ranks in some servers and ranks in others."""
-        links = self.inputs.cluster.links
-        kinds = (links.inside_server,) if first & second else ()
-        if links.between_servers is not None and len(first | second) > 1:
-            kinds = (*kinds, links.between_servers)
-        return kinds
+        pairs = itertools.product(sorted(first), sorted(second))
+        return tuple(dict.fromkeys(self.inputs.cluster.link_between(a, b) for a, b in pairs))
 
     @cached_property
     def all_servers(self) -> frozenset[str]:
         return frozenset(group.server for group in self.groups)
+
+    @cached_property
+    def places(self) -> tuple[frozenset[str], ...]:
+        """Where a stage can be, as the next stage's messages see it: in one server, or in several.
+
+        Several servers are told apart only where a matrix of few servers makes a difference.
+        """
+        names = list(dict.fromkeys(group.server for group in self.groups))
+        single = [frozenset({name}) for name in names]
+        if len(names) == 1:
+            return tuple(single)
+        if not self.inputs.cluster.links.matrix or len(names) > MOST_SERVERS_TOLD_APART:
+            return (*single, self.all_servers)
+        several = (itertools.combinations(names, n) for n in range(2, len(names) + 1))
+        return (*single, *map(frozenset, itertools.chain(*several)))
+
+    def place_of(self, servers: frozenset[str]) -> int:
+        """Return the index of the place of a stage on some servers: the last is all servers."""
+        return self.places.index(servers) if servers in self.places else len(self.places) - 1
 
 
 def trained_bytes(graph: LayerGraph) -> int:

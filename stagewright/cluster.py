@@ -1,11 +1,17 @@
 """The cluster: device types, servers that hold devices of them, and the links between devices."""
 
+import itertools
 import math
+from functools import cached_property
 from pathlib import Path
 
 from stagewright.document import Format, Record, load_record, save_record
 
-CLUSTER_FORMAT = Format(name="stagewright.cluster", version=1)
+CLUSTER_FORMAT = Format(
+    name="stagewright.cluster",
+    version=2,
+    upgrades={1: dict},  # Version 2 adds links.matrix, which may be left out.
+)
 
 
 class DeviceType(Record):
@@ -65,12 +71,24 @@ class Link(Record):
         return self.latency_ms + num_bytes / self.bandwidth_bytes_per_s * 1e3
 
 
+class PairLink(Link):
+    """The measured link between devices of two servers, or inside one that is named twice."""
+
+    servers: tuple[str, str]
+
+    @property
+    def link(self) -> Link:
+        return Link(bandwidth_bytes_per_s=self.bandwidth_bytes_per_s, latency_ms=self.latency_ms)
+
+
 class Links(Record):
-    """The links of a cluster, by level."""
+    """The links of a cluster, by level, and pair by pair where they were measured."""
 
     inside_server: Link
     between_servers: Link | None = None
-    """None: there is one server."""
+    """None: there is one server, or the matrix has every pair."""
+    matrix: tuple[PairLink, ...] = ()
+    """Links that differ from those of their level; each pair of servers once, in either order."""
 
 
 class Slot(Record):
@@ -81,7 +99,7 @@ class Slot(Record):
     device_type: str
 
 
-class Cluster(Record):
+class Cluster(Record, dict=True):
     """What there is to train on."""
 
     device_types: dict[str, DeviceType]
@@ -103,10 +121,29 @@ class Cluster(Record):
                         f"server {server.name!r} has devices of type {group.type!r}, which is not among "
                         f"the device_types {sorted(self.device_types)}"
                     )
-        if len(names) > 1 and self.links.between_servers is None:
+        self._check_matrix(names)
+        missing = [
+            pair
+            for pair in itertools.combinations(names, 2)
+            if frozenset(pair) not in self._measured
+        ]
+        if missing and self.links.between_servers is None:
             raise ValueError(
-                "links.between_servers is missing; it is needed as there are several servers"
+                "links.between_servers is missing; it is needed as there are several servers and "
+                f"links.matrix has no link between {missing[0][0]!r} and {missing[0][1]!r}"
             )
+
+    def _check_matrix(self, names: list[str]) -> None:
+        for pair in self.links.matrix:
+            for name in pair.servers:
+                if name not in names:
+                    raise ValueError(
+                        f"links.matrix has a link of server {name!r}, which is not among the servers {names}"
+                    )
+        if len(self._measured) < len(self.links.matrix):
+            pairs = [frozenset(pair.servers) for pair in self.links.matrix]
+            twice = next(sorted(pair) for pair in pairs if pairs.count(pair) > 1)
+            raise ValueError(f"links.matrix has several links of {twice}, expected each pair once")
 
     @classmethod
     def load(cls, path: Path) -> "Cluster":
@@ -129,8 +166,16 @@ class Cluster(Record):
             for rank, (server, device_type) in enumerate(devices)
         )
 
+    @cached_property
+    def _measured(self) -> dict[frozenset[str], Link]:
+        """The matrix by pair; a server's own link by its name alone."""
+        return {frozenset(pair.servers): pair.link for pair in self.links.matrix}
+
     def link_between(self, first: str, second: str) -> Link:
         """Return the link between devices of two servers, or inside one if they are the same."""
+        measured = self._measured.get(frozenset((first, second)))
+        if measured is not None:
+            return measured
         if first == second:
             return self.links.inside_server
         assert self.links.between_servers is not None

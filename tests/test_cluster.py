@@ -10,7 +10,7 @@ import pytest
 from stagewright.cluster import Cluster, Link
 from stagewright.document import InputError
 
-GOLDEN = Path(__file__).parent / "golden" / "cluster.v1.json"
+GOLDEN = Path(__file__).parent / "golden" / "cluster.v2.json"
 
 
 def set_in(*place: str | int, value: object) -> Callable[[dict[str, Any]], None]:
@@ -24,6 +24,10 @@ def set_in(*place: str | int, value: object) -> Callable[[dict[str, Any]], None]
     return spoil
 
 
+def drop_links(content: dict[str, Any]) -> None:
+    content["links"] |= {"between_servers": None, "matrix": []}
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -35,7 +39,10 @@ def set_in(*place: str | int, value: object) -> Callable[[dict[str, Any]], None]
             "server 'b' has devices of type 'huge', which is not among the device_types",
         ),
         (set_in("servers", 1, "devices", 0, "count", value=0), "count of 'slow' is 0"),
-        (set_in("links", "between_servers", value=None), "links.between_servers is missing"),
+        (drop_links, "links.matrix has no link between 'a' and 'b'"),
+        (set_in("links", "matrix", 0, "servers", value=["a", "c"]), "link of server 'c', which is"),
+        (set_in("links", "matrix", 0, "servers", value=["b", "b"]), "several links of ['b']"),
+        (set_in("links", "matrix", 0, "latency_ms", value=-1), "latency_ms is -1.0"),
         (set_in("links", "inside_server", "bandwidth_bytes_per_s", value=0), "expected a finite"),
         (set_in("links", "inside_server", "latency_ms", value=-1), "latency_ms is -1.0"),
         (set_in("device_types", "slow", "memory_bytes", value=0), "memory_bytes is 0"),
@@ -65,10 +72,15 @@ def test_ranks_go_server_by_server_and_group_by_group() -> None:
     ]
 
 
-def test_links_are_chosen_by_server() -> None:
+def test_links_are_chosen_by_pair_of_servers_else_by_level() -> None:
     cluster = Cluster.load(GOLDEN)
+    measured, inside_b = (pair.link for pair in cluster.links.matrix)
     assert cluster.link_between("a", "a") == cluster.links.inside_server
-    assert cluster.link_between("a", "b") == cluster.links.between_servers
+    assert cluster.link_between("b", "b") == inside_b
+    assert cluster.link_between("a", "b") == cluster.link_between("b", "a") == measured
+    by_level = cluster.replace(links=cluster.links.replace(matrix=()))
+    assert by_level.link_between("a", "b") == cluster.links.between_servers
+    assert cluster.replace(links=cluster.links.replace(between_servers=None)).slots == cluster.slots
 
 
 def test_a_message_takes_its_latency_and_its_bytes() -> None:

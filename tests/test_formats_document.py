@@ -41,7 +41,7 @@ def test_every_field_of_a_native_format_is_in_the_document(module: object) -> No
 
 def test_the_examples_load(tmp_path: Path) -> None:
     (tmp_path / "cluster.toml").write_text(example_after("Cluster"))
-    golden = Path(__file__).parent / "golden" / "cluster.v1.json"
+    golden = Path(__file__).parent / "golden" / "cluster.v2.json"
     assert Cluster.load(tmp_path / "cluster.toml") == Cluster.load(golden)
     assert list(Schedule.parse(example_after("Schedule text")).rows) == [0, 1]
     assert len(parse_servers(example_after("SparsePipe's server file")).servers) == 1

@@ -61,4 +61,6 @@ def test_a_newer_version_is_refused_with_both_numbers(
 
 
 def test_the_toml_and_the_json_of_a_cluster_are_the_same_cluster() -> None:
-    assert Cluster.load(GOLDEN / "cluster.v1.toml") == Cluster.load(GOLDEN / "cluster.v1.json")
+    for version in range(1, CLUSTER_FORMAT.version + 1):
+        toml, json = (GOLDEN / f"cluster.v{version}.{suffix}" for suffix in ("toml", "json"))
+        assert Cluster.load(toml) == Cluster.load(json)

@@ -122,8 +122,8 @@ def units_held(
     """Return the most units that each replica holds between forward and backward.
 
     gpipe: all of its own. forward: the one in work and the one that arrives or leaves. 1f1b: its part, by
-    share, of one unit per replica from its stage to the last (stagewright.scheduling.units_allowed), and never
-    more than its own.
+    share, of one unit per replica from its stage to the last (stagewright.scheduling.units_allowed), and
+    never more than its own.
     """
     if schedule == "gpipe":
         return counts

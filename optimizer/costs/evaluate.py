@@ -184,7 +184,7 @@ def _messages_ms(plan: Plan, problem: Problem, stage: int) -> tuple[float, float
     before, own = (
         frozenset(replica.server for replica in plan.stages[s].replicas) for s in (stage - 1, stage)
     )
-    links = problem.links_across(before if len(before) == 1 else problem.all_servers, own)
+    links = problem.links_across(problem.places[problem.place_of(before)], own)
     borders = [border for border in plan.borders if border.target == stage]
     size = plan.microbatch_size
     forward = sum(b.forward_bytes(size) for b in borders)

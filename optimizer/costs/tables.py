@@ -50,11 +50,7 @@ class StageTables:
         self.problem = problem
         self.size = len(problem.chain)
         """L, the number of layers in the chain."""
-        servers = [group.server for group in problem.groups]
-        self.places: list[frozenset[str]] = [frozenset({name}) for name in dict.fromkeys(servers)]
-        """Where a stage can be: in one server, or (the last place) in several."""
-        if len(self.places) > 1:
-            self.places.append(problem.all_servers)
+        self.places = problem.places
         self._tables: dict[tuple[Devices, int], StageTable] = {}
         self._windows: dict[tuple[Devices, int, int], tuple[FloatArray, FloatArray]] = {}
         self._allowed: dict[frozenset[str], NDArray[np.bool_]] = {}
@@ -104,8 +100,7 @@ class StageTables:
 
     def place_of(self, devices: Devices) -> int:
         """Return the index of the place of a stage with some devices."""
-        servers = self.servers_of(devices)
-        return self.places.index(servers) if len(servers) == 1 else len(self.places) - 1
+        return self.problem.place_of(self.servers_of(devices))
 
     def table(self, devices: Devices, place_before: int) -> StageTable:
         """Return the costs of stages on some devices whose predecessor is at a place."""
@@ -146,9 +141,7 @@ class StageTables:
             load_ms = np.maximum(load_ms, link_ms)
         return StageTable(latency_ms, incoming_ms, load_ms, replica_ms, counts)
 
-    def _reduce_ms(
-        self, devices: Devices, at: tuple[int, int] | EllipsisType = ...
-    ) -> FloatArray:
+    def _reduce_ms(self, devices: Devices, at: tuple[int, int] | EllipsisType = ...) -> FloatArray:
         """Return the gradient sum: own parameters over the replicas, shared ones over the whole cluster."""
         inside = self.problem.links_inside(self.servers_of(devices))
         own_bytes = self.holdings.trained[at] - self.holdings.shared[at]
@@ -156,7 +149,7 @@ class StageTables:
 
     @cached_property
     def shared_sum_ms(self) -> FloatArray:
-        """(L + 1, L + 1) the gradient sum of parameters that other stages may hold, over the whole cluster."""
+        """(L + 1, L + 1) the gradient sum of parameters that other stages may hold, over all devices."""
         everywhere = self.problem.links_inside(self.problem.all_servers)
         return gradient_sum_ms(self.holdings.shared, self.problem.num_devices, everywhere)
 
