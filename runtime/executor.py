@@ -1,7 +1,7 @@
 """The executor: one rank walks its program of computations, sends and receives."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from stagewright.schedule import Action, Pipeline
 
 from .exchange import Exchange
 from .randomness import LayerSeeds
-from .stage import StageRunner, Values
+from .stage import Values
 
 
 class Batches(Protocol):
@@ -27,6 +27,34 @@ class Batches(Protocol):
 
     def target_of(self, microbatch: int) -> Any:
         """Return the targets of a micro-batch."""
+
+
+class RunsUnits(Protocol):
+    """A stage as the executor sees it; StageRunner says what the methods do."""
+
+    index: int
+
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+
+    def forward(
+        self,
+        microbatch: int,
+        batch_size: int,
+        inputs: Values,
+        received: dict[int, list[torch.Tensor]],
+        finish: Callable[[Any], torch.Tensor] | None,
+    ) -> dict[int, list[torch.Tensor]]: ...
+
+    def backward(
+        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+    ) -> dict[int, list[torch.Tensor]]: ...
+
+    def backward_of_inputs(
+        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+    ) -> dict[int, list[torch.Tensor]]: ...
+
+    def backward_of_weights(self, microbatch: int) -> None: ...
 
 
 class Finish(Protocol):
@@ -54,7 +82,7 @@ class Executor:
 
     def __init__(
         self,
-        stages: Mapping[int, StageRunner],
+        stages: Mapping[int, RunsUnits],
         exchange: Exchange,
         seeds: LayerSeeds,
         device: torch.device,

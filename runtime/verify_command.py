@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,14 @@ from stagewright.task import load_task
 from .package import load_package
 from .session import Settings
 from .verify import Verification, verify
-from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
+from .world import (
+    check_world_size,
+    choose_device,
+    join_world,
+    leave_world,
+    ranks_started,
+    start_ranks,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, size, local_rank = ranks_started(os.environ)
     num_ranks = package.plan.num_ranks
     if size == 1 and num_ranks > 1:
-        return _start_ranks(num_ranks, arguments)
+        return start_ranks(__name__, num_ranks, arguments)
     check_world_size(package.plan, size)
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -66,14 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print(results, package.plan.num_ranks, as_json=args.json)
     leave_world()
     return 0 if all(result.passed for result in results) else 1
-
-
-def _start_ranks(num_ranks: int, arguments: Sequence[str]) -> int:
-    """Start this command again under torchrun, one process per rank on this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", str(num_ranks), "-m", __name__, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return int(bool(subprocess.run(command, env=environment, check=False).returncode))
 
 
 def _print(results: Sequence[Verification], num_ranks: int, *, as_json: bool) -> None:

@@ -1,7 +1,10 @@
 """The world: this process's rank, its device, and the process groups of the run."""
 
 import datetime
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -139,6 +142,14 @@ def shake_hands(world: World, plan_sha256: str, what: Mapping[str, str]) -> None
                     f"rank 0 on {everyone[0]['host']} has {name} {value!r}, but rank {rank} on "
                     f"{other['host']} has {other.get(name)!r}; give all ranks the same files and options"
                 )
+
+
+def start_ranks(module: str, num_ranks: int, arguments: Sequence[str]) -> int:
+    """Start a module under torchrun, one process per rank on this machine; return 0 or 1 as it ended."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", str(num_ranks), "-m", module, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return int(bool(subprocess.run(command, env=environment, check=False).returncode))
 
 
 def leave_world() -> None:

@@ -19,6 +19,10 @@ COMMANDS = {
         "stagewright.runtime.verify_command",
         "stage modules -> is a step the same as one process's?",
     ),
+    "replay": (
+        "stagewright.runtime.replay_command",
+        "plan -> its messages between real ranks, sleeping in place of computing",
+    ),
     "train": ("stagewright.runtime.command", "stage modules -> weights; start it with torchrun"),
 }
 

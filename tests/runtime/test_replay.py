@@ -1,0 +1,45 @@
+"""stagewright replay: real ranks exchange as many bytes as the plan's borders say."""
+
+import json
+from typing import Any
+
+import pytest
+
+from stagewright.cli import run
+from stagewright.runtime.replay_command import main
+
+MakePackage = Any
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_traffic_is_that_of_the_borders(
+    make_package: MakePackage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("resnet", [2, 1, 1], 4, "1f1b")
+    plan = package.plan
+    arguments = (str(package.directory / "plan.json"), "--steps", "2", "--json")
+    assert run("stagewright replay", main, arguments) == 0
+    found = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert found["measured_step_ms"] >= 4 * 2
+    size = plan.microbatch_size
+    per_microbatch = sum(b.forward_bytes(size) + b.backward_bytes(size) for b in plan.borders)
+    assert sum(t["num_bytes"] for t in found["traffic"]) == per_microbatch * plan.num_microbatches
+    assert sum(t["messages"] for t in found["traffic"]) == 2 * len(plan.borders) * 4
+
+
+def test_one_rank_replays_without_messages(
+    make_package: MakePackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1], 3, "gpipe")
+    assert run("stagewright replay", main, (str(package.directory / "plan.json"),)) == 0
+    assert "computing slept" in capsys.readouterr().out
+
+
+def test_a_plan_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("stagewright replay", main, ("nonesuch.json",)) == 2
+    assert "nonesuch.json: cannot be read" in capsys.readouterr().err
