@@ -1,5 +1,6 @@
 """The layers of a text graph that stages can hold, in an order that keeps few bytes alive."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,24 +107,34 @@ def _order(nodes: Sequence[TextNode], targets: Sequence[set[int]]) -> list[int]:
             sources[target].append(source)
     num_missing = [len(found) for found in sources]
     num_users = [len(found) for found in targets]
-    ready = {n: 0 for n, missing in enumerate(num_missing) if not missing}
+    since = [0 if not missing else -1 for missing in num_missing]
+    """When a layer became ready; -1: it is not, or it has been placed."""
     order: list[int] = []
 
-    def key(number: int) -> tuple[float, int, int]:
+    def entry(number: int) -> tuple[float, int, int]:
         freed = sum(num_bytes[s] for s in sources[number] if num_users[s] == 1)
         made = num_bytes[number] if targets[number] else 0.0
-        return made - freed, -ready[number], number
+        return made - freed, -since[number], number
 
-    while ready:
-        number = next(iter(ready)) if len(ready) == 1 else min(ready, key=key)
-        del ready[number]
+    heap = [entry(number) for number, start in enumerate(since) if start == 0]
+    heapq.heapify(heap)
+    while heap:
+        number = heapq.heappop(heap)[2]
+        if since[number] < 0:
+            continue  # placed by an entry with a smaller key
+        since[number] = -1
         order.append(number)
-        for source in sources[number]:
-            num_users[source] -= 1
         for target in sorted(targets[number]):
             num_missing[target] -= 1
             if not num_missing[target]:
-                ready[target] = len(order)
+                since[target] = len(order)
+                heapq.heappush(heap, entry(target))
+        for source in sources[number]:
+            num_users[source] -= 1
+            if num_users[source] == 1:  # its last user now frees it
+                for target in targets[source]:
+                    if since[target] >= 0:
+                        heapq.heappush(heap, entry(target))
     if len(order) < len(nodes):
         left = min(n for n, missing in enumerate(num_missing) if missing)
         raise InputError(

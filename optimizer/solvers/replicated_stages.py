@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stagewright.optimizer.pipedream.cuts import Cuts, cuts_of
+from stagewright.optimizer.pipedream.cuts import Cuts, cuts_of, thinned
 from stagewright.optimizer.pipedream.placement import Placement
 from stagewright.optimizer.pipedream.problem import (
     LevelsProblem,
@@ -28,15 +28,16 @@ TOLERANCE = 1e-11
 MOST_WORK = 3e8
 """Pairs of cuts times pairs of numbers of devices, for branching graphs."""
 MOST_CUTS = 2000
+MOST_CHAIN = 20_000
 
 Step = tuple[int, int, int] | None
 """How a state is reached: cut, device and replicas of its last stage; None: its last device stays idle."""
 
 
 def cuts_for(topology: Topology, num_devices: int) -> Cuts:
-    """Return every cut if the solver can take them in about a second, else those of a chain."""
+    """Return every cut if the solver can take them in a second or two, else those of a chain."""
     most = int((MOST_WORK * 4 / (num_devices * (num_devices + 1))) ** 0.5)
-    return cuts_of(topology, min(most, MOST_CUTS))
+    return thinned(cuts_of(topology, min(most, MOST_CUTS)), MOST_CHAIN)
 
 
 def solve(problem: LevelsProblem) -> PlannedPipeline | None:

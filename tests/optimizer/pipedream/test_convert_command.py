@@ -48,7 +48,7 @@ def test_the_server_file_that_ships_is_planned_and_says_what_is_emulated(
     assert report["objective_ms"] < alone[0]
 
 
-def test_more_bandwidth_or_fewer_costs_never_make_a_plan_slower() -> None:
+def test_more_bandwidth_never_makes_a_plan_slower() -> None:
     values = [
         plan_hybrid(
             HybridRequest(
