@@ -14,6 +14,7 @@ COMMANDS = {
         "stagewright.optimizer.schedule_command",
         "plan -> its schedule as text and pictures",
     ),
+    "check": ("stagewright.optimizer.check_command", "plan -> is its lower bound proven?"),
     "generate": ("stagewright.optimizer.codegen.command", "plan -> stage modules"),
     "verify": (
         "stagewright.runtime.verify_command",

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
         __struct_fields__: ClassVar[tuple[str, ...]]
 
         def __init_subclass__(
-            cls, *, tag_field: str = "", tag: str = "", dict: bool = False
+            cls,
+            *,
+            tag_field: str = "",
+            tag: str = "",
+            dict: bool = False,
+            omit_defaults: bool = False,
         ) -> None: ...
 
         def replace(self, **changes: Any) -> Self: ...

@@ -6,6 +6,7 @@ devices on the servers (bounds use them), the others are what a good placement i
 searched with them, placed, and scored again). Where servers make no difference both are exact.
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
     near_links, far_links = _message_links(problem, optimistic)
     replicas, replicas_for = replica_steps(num, min(limit, max(counts)))
     shared_ms = tables.shared_sum_ms
-    sums = _sum_links(problem)
+    sums = _sum_links(problem, optimistic)
     costs = Costs(
         num_layers=tables.size,
         num_microbatches=num,
@@ -152,27 +153,35 @@ def _messages(num_bytes: FloatArray, choices: list[tuple[Link, ...]]) -> FloatAr
     return np.asarray(np.min([transfer_ms(num_bytes, links) for links in choices], axis=0))
 
 
+def _links(problem: Problem) -> tuple[tuple[Link, ...], tuple[Link, ...]]:
+    """Return the kinds of links inside servers, and between them."""
+    servers = sorted(problem.all_servers)
+    between = itertools.combinations(servers, 2)
+    inside = (problem.inputs.cluster.link_between(name, name) for name in servers)
+    return (
+        tuple(dict.fromkeys(inside)),
+        tuple(dict.fromkeys(problem.inputs.cluster.link_between(*pair) for pair in between)),
+    )
+
+
 def _message_links(
     problem: Problem, optimistic: bool
 ) -> tuple[list[tuple[Link, ...]], list[tuple[Link, ...]]]:
     """Return the links that messages may use: of a stage near the one before it, and of any other."""
-    inside, between = problem.inputs.cluster.links.inside_server, None
-    if len(problem.all_servers) > 1:
-        between = problem.inputs.cluster.links.between_servers
-    if between is None:
-        return [(inside,)], [(inside,)]
-    if optimistic:
-        return [(inside,), (between,)], [(between,)]
-    return [(inside, between)], [(inside, between)]
+    inside, between = _links(problem)
+    if optimistic and between:
+        return [(link,) for link in (*inside, *between)], [(link,) for link in between]
+    return [(*inside, *between)], [(*inside, *between)]
 
 
-def _sum_links(problem: Problem) -> tuple[FloatArray, FloatArray]:
-    levels = [problem.links_inside(frozenset({"one"})), problem.links_inside(problem.all_servers)]
+def _sum_links(problem: Problem, optimistic: bool) -> tuple[FloatArray, FloatArray]:
+    """Return Costs.sum_latency_ms and Costs.sum_ms_per_byte."""
     latency, per_byte = np.zeros((2, 2)), np.zeros((2, 2))
-    for level, links in enumerate(levels):
-        for kind, link in enumerate(links):
-            latency[level, kind] = link.latency_ms
-            per_byte[level, kind] = 1e3 / link.bandwidth_bytes_per_s
+    choose = min if optimistic else max
+    for kind, links in enumerate(_links(problem)):
+        if links:
+            latency[kind:, kind] = choose(link.latency_ms for link in links)
+            per_byte[kind:, kind] = choose(1e3 / link.bandwidth_bytes_per_s for link in links)
     return latency, per_byte
 
 
@@ -193,8 +202,8 @@ def _near(problem: Problem, device_type: str, optimistic: bool) -> int:
 
 
 def _placement_is_free(problem: Problem) -> bool:
-    links = problem.inputs.cluster.links
-    return len(problem.all_servers) == 1 or links.between_servers == links.inside_server
+    inside, between = _links(problem)
+    return len({*inside, *between}) == 1
 
 
 def _fits(tables: StageTables, types: tuple[str, ...]) -> IntArray:

@@ -17,6 +17,7 @@ from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.problem import Problem, StageChoice
 from stagewright.optimizer.solvers.solution import Solution, space_of
 
+from .certify import certificate_of
 from .chain import Chain, chain_costs
 from .found import Found
 from .placement import place
@@ -51,6 +52,7 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
         bound_ms=min(found.bound_ms, found.value_ms),
         space=space_of(problem, one_type_per_stage=True),
         evaluated=found.thresholds,
+        certificate=certificate_of(problem, bounds.types, found),
     )
 
 

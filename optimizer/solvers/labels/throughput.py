@@ -152,7 +152,7 @@ class ThroughputSearch:
         while found.stages and found.value_ms - self.low_ms > TOLERANCE * found.value_ms:
             if found.is_late:
                 return
-            last = found.value_ms - unknown_ms <= 3e-5 * found.value_ms
+            last = found.value_ms - unknown_ms <= 1e-4 * found.value_ms
             middle = (max(unknown_ms, self.low_ms) + found.value_ms) / 2
             threshold_ms = found.value_ms * (1 - TOLERANCE) if last else middle
             answer = self._decide(threshold_ms, beam)

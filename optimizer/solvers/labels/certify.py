@@ -1,0 +1,50 @@
+"""Writes down the prices that prove a bound."""
+
+import math
+from collections.abc import Sequence
+
+from stagewright.certificate import Certificate, PricedLoads
+from stagewright.optimizer.problem import Problem
+
+from .found import Found, Leaf
+from .prices import MARGIN
+
+
+def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Certificate | None:
+    """Return the certificate of what prices prove; None if there are none, or the user fixed layers.
+
+    Labels may have proven a better bound; for that there is no short certificate.
+    """
+    if not found.leaves or problem.constraints.fixed is not None:
+        return None
+    is_step_time = problem.objective == "step-time"
+    bounds = [leaf.low_ms + leaf.bound.value for leaf in found.leaves]
+    if not is_step_time:
+        bounds = [leaf.bound.threshold_ms for leaf in found.leaves if leaf.bound.value > MARGIN]
+    return Certificate(
+        bound_ms=max(0.0, min([*bounds, found.bound_ms])) * (1 - 1e-10),
+        microbatch_size=problem.microbatch_size,
+        num_microbatches=problem.num_microbatches,
+        schedule=problem.schedule,
+        objective=problem.objective,
+        optimizer=problem.optimizer,
+        overlap=problem.overlap,
+        count_memory=problem.count_memory,
+        count_update=problem.count_update,
+        straight=problem.constraints.straight,
+        max_stages=problem.max_stages,
+        is_replica_indexed=any(leaf.bound.is_indexed for leaf in found.leaves),
+        intervals=tuple(_priced(leaf, types) for leaf in found.leaves),
+    )
+
+
+def _priced(leaf: Leaf, types: Sequence[str]) -> PricedLoads:
+    prices, threshold_ms = leaf.bound.prices.tolist(), leaf.bound.threshold_ms
+    return PricedLoads(
+        above_ms=leaf.low_ms,
+        up_to_ms=None if math.isinf(threshold_ms) else threshold_ms,
+        per_device=dict(zip(types, prices, strict=False)),
+        per_stage=prices[-3],
+        per_window=prices[-2],
+        per_ms=prices[-1],
+    )

@@ -1,0 +1,43 @@
+"""The certificate of a plan's lower bound: prices that anybody can check by shortest paths.
+
+For plans whose largest load is within an interval, prices per device, per stage and for the window of units
+in flight bound the rest of the objective from below. `stagewright check` recomputes every bound.
+"""
+
+from stagewright.document import Record
+
+
+class PricedLoads(Record):
+    """Prices for the plans whose largest load is above one threshold and at most another."""
+
+    above_ms: float
+    up_to_ms: float | None
+    """None: no limit."""
+    per_device: dict[str, float]
+    """By device type."""
+    per_stage: float = 0.0
+    per_window: float = 0.0
+    """Objective throughput: for a micro-batch's time in the first stage's units in flight."""
+    per_ms: float = 0.0
+    """Objective throughput: for a micro-batch's time."""
+
+
+class Certificate(Record):
+    """A lower bound for plans at one micro-batch size, with what was planned and the prices that prove it."""
+
+    bound_ms: float
+    """No plan has a smaller value."""
+    microbatch_size: int
+    num_microbatches: int
+    schedule: str
+    objective: str
+    optimizer: str
+    overlap: str
+    count_memory: bool
+    count_update: bool
+    straight: bool
+    max_stages: int | None
+    is_replica_indexed: bool
+    """Whether the shortest path has the number of replicas behind a cut as part of its state."""
+    intervals: tuple[PricedLoads, ...]
+    """Throughput: one, whose plans do not exist. Step-time: all loads from 0 on."""

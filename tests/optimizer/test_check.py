@@ -1,0 +1,113 @@
+"""The checker accepts what the solver certifies, and nothing above it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from stagewright.certificate import Certificate
+from stagewright.cli import main
+from stagewright.document import InputError
+from stagewright.optimizer.check import check_certificate
+from stagewright.optimizer.load import Inputs
+from stagewright.optimizer.planning import Request, optimize
+from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.solvers.labels.solve import solve
+from stagewright.plan import Plan
+
+RandomInputs = Callable[..., Inputs]
+PATH = Path("plan.json")
+CLUSTERS = (
+    [[("fast", 1), ("slow", 2)]],
+    [[("fast", 2)], [("slow", 2)]],
+    [[("fast", 3)], [("slow", 4)]],
+)
+
+
+def certified(
+    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+) -> tuple[Inputs, Certificate, float] | None:
+    """Return inputs, the solver's certificate for them, and the value of the best plan that it found."""
+    memory_bytes = (10**9, 6000, 10**9, 12000)[seed % 4]
+    inputs = random_inputs(seed, 5, CLUSTERS[seed % 3], memory_bytes)
+    problem = Problem(
+        inputs=inputs,
+        microbatch_size=2,
+        num_microbatches=4 + seed % 9,
+        objective=objective,
+        schedule="gpipe" if seed % 5 == 0 else "1f1b",
+        overlap="none" if seed % 3 == 0 else "full",
+        max_stages=2 if seed % 7 == 0 else None,
+    )
+    found = solve(problem, 1.0)
+    if found is None:
+        return None
+    assert found.certificate is not None
+    return inputs, found.certificate, found.value_ms
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(16))
+def test_certificates_are_confirmed_and_claims_above_them_are_not(
+    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+) -> None:
+    made = certified(random_inputs, seed, objective)
+    if made is None:
+        return
+    inputs, certificate, value_ms = made
+    assert 0 < certificate.bound_ms <= value_ms
+    proven_ms = check_certificate(certificate, inputs, PATH)
+    assert proven_ms == pytest.approx(certificate.bound_ms)
+    with pytest.raises(InputError, match="do not trust it"):
+        check_certificate(certificate.replace(bound_ms=value_ms * 1.001), inputs, PATH)
+    raised = tuple(
+        interval.replace(up_to_ms=None if interval.up_to_ms is None else interval.up_to_ms * 3)
+        for interval in certificate.intervals
+    )
+    if objective == "throughput":
+        falsified = certificate.replace(intervals=raised, bound_ms=certificate.bound_ms * 3)
+        with pytest.raises(InputError, match="do not trust it"):
+            check_certificate(falsified, inputs, PATH)
+    for forged in (certificate.intervals[1:], ()):
+        with pytest.raises(InputError, match="do not trust it"):
+            check_certificate(
+                certificate.replace(intervals=forged, bound_ms=value_ms * 1.001), inputs, PATH
+            )
+
+
+def test_prices_that_are_no_prices_prove_nothing(random_inputs: RandomInputs) -> None:
+    made = certified(random_inputs, 1, "throughput")
+    assert made is not None
+    inputs, certificate, _ = made
+    for price in (-1.0, float("inf"), float("nan")):
+        interval = certificate.intervals[0]
+        wrong = interval.replace(per_device=dict.fromkeys(interval.per_device, price))
+        with pytest.raises(InputError, match="do not trust it"):
+            check_certificate(certificate.replace(intervals=(wrong,)), inputs, PATH)
+
+
+def test_the_command_confirms_a_plan_and_refuses_a_falsified_one(
+    random_inputs: RandomInputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = random_inputs(3, 5, [[("fast", 1), ("slow", 2)]], 10**9)
+    for kind, graph in inputs.graphs.items():
+        graph.save(tmp_path / f"{kind}.json")
+    inputs.cluster.save(tmp_path / "cluster.json")
+    on_disk = Inputs(
+        cluster=inputs.cluster,
+        cluster_path=tmp_path / "cluster.json",
+        graphs=inputs.graphs,
+        graph_paths={kind: tmp_path / f"{kind}.json" for kind in inputs.graphs},
+    )
+    path = tmp_path / "plan.json"
+    plan = optimize(on_disk, Request(batch_size=8, solver="labels", time_limit_s=2.0), path).plan
+    plan.save(path)
+    assert Plan.load(path) == plan
+    assert main(["check", str(path)]) == 0
+    assert "recomputed, no plan is below" in capsys.readouterr().out
+    claims = tuple(c.replace(bound_ms=plan.proof.value * 9) for c in plan.proof.certificates)
+    proof = plan.proof.replace(certificates=claims)
+    plan.replace(proof=proof).save(path)
+    assert main(["check", str(path)]) == 2
+    assert "do not trust it, plan again" in capsys.readouterr().err
