@@ -21,6 +21,9 @@ from .problem import SPARSEPIPE_FACTOR
 from .report import Baseline, Outcome
 from .topology import FloatArray, Topology, topology_of
 
+MOST_OUTPUTS_APART = 1.5
+"""Sparse tensors differ from batch to batch by some percent; other micro-batch sizes usually by 2 or more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HybridRequest:
@@ -145,7 +148,7 @@ def _compare(topologies: Mapping[str, Topology], paths: Mapping[str, Path]) -> l
     """Return where sizes differ between profiles, for people.
 
     Raises:
-        InputError: two profiles have different layers or edges.
+        InputError: two profiles have different layers or edges, or clearly different micro-batch sizes.
     """
     first = next(iter(topologies))
     notes = []
@@ -154,6 +157,12 @@ def _compare(topologies: Mapping[str, Topology], paths: Mapping[str, Path]) -> l
             raise InputError(
                 f"{paths[name]}: its layers or edges are not those of {paths[first]}; profile the same model "
                 "at the same micro-batch size on every device type"
+            )
+        own, other = sum(topology.output_bytes), sum(topologies[first].output_bytes)
+        if not other / MOST_OUTPUTS_APART <= own <= other * MOST_OUTPUTS_APART:
+            raise InputError(
+                f"{paths[name]}: its layers return {own:.0f} bytes in all, those of {paths[first]} "
+                f"{other:.0f}; profile the same model at the same micro-batch size on every device type"
             )
         own, other = sum(topology.parameter_bytes), sum(topologies[first].parameter_bytes)
         if own != other:

@@ -1,9 +1,11 @@
 """The seed planners' command lines, started as their users start them."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,34 @@ def test_profiles_of_different_models_are_refused(
     random_chain(5, 9).save(servers.parent / "b.txt")
     assert run("planner", hybrid_command.main, ["-f", str(servers)]) == 2
     assert "its layers or edges are not those of" in capsys.readouterr().err
+
+
+def test_profiles_of_different_microbatch_sizes_are_refused(
+    servers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = TextGraph.load(servers.parent / "a.txt")
+    nodes = tuple(replace(n, activation_bytes=2 * sum(n.activations)) for n in graph.nodes)
+    replace(graph, nodes=nodes).save(servers.parent / "b.txt")
+    assert run("planner", hybrid_command.main, ["-f", str(servers)]) == 2
+    assert "at the same micro-batch size" in capsys.readouterr().err
+
+
+def test_plans_do_not_depend_on_the_hash_seed(tmp_path: Path, random_branching: MakeGraph) -> None:
+    random_branching(3, 14).save(tmp_path / "graph.txt")
+    found = []
+    for seed in ("1", "2"):
+        words = ["-f", str(tmp_path / "graph.txt"), "-n", "2", "3", "-b", "1e9", "1e8"]
+        words += ["--activation_compression_ratio", "1", "-o", str(tmp_path / seed)]
+        subprocess.run(
+            [sys.executable, "optimizer/optimizer_graph_hierarchical.py", *words],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+        files = ("gpus=6.txt", "gpus=6.dot", "hybrid_conf.json")
+        found.append([(tmp_path / seed / name).read_bytes() for name in files])
+    assert found[0] == found[1]
 
 
 def test_unused_results_go_with_their_source(
