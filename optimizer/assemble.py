@@ -46,7 +46,8 @@ def draft(tables: StageTables, choices: Sequence[StageChoice]) -> Plan:
     used = sorted(slot.rank for stage in slots for slot in stage)
     ranks = {slot_rank: rank for rank, slot_rank in enumerate(used)}
     stages = []
-    for names, stage_slots, shares in zip(layers, slots, _shares(tables, choices), strict=True):
+    rows = zip(layers, slots, _shares(tables, choices), choices, strict=True)
+    for names, stage_slots, shares, choice in rows:
         replicas = [
             Replica(
                 rank=ranks[slot.rank],
@@ -57,7 +58,8 @@ def draft(tables: StageTables, choices: Sequence[StageChoice]) -> Plan:
             )
             for slot, share in zip(stage_slots, shares, strict=True)
         ]
-        stages.append(Stage(layers=names, replicas=tuple(sorted(replicas, key=lambda r: r.rank))))
+        ordered = tuple(sorted(replicas, key=lambda r: r.rank))
+        stages.append(Stage(layers=names, replicas=ordered, recompute=choice.recompute))
     used_types = {slot.device_type for stage in slots for slot in stage}
     return Plan(
         task=graph.model.task,
@@ -118,7 +120,7 @@ def _shares(tables: StageTables, choices: Sequence[StageChoice]) -> list[list[in
     shares = []
     for index, choice in enumerate(choices):
         place = tables.place_of(choices[index - 1].devices) if index else 0
-        stage = tables.stage(choice.devices, place, choice.first, choice.last)
+        stage = tables.stage(choice, place)
         counts = stage.counts.tolist()
         divisor = math.gcd(*counts)
         shares.append([count // divisor for count in counts])

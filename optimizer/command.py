@@ -70,6 +70,7 @@ def _constraints(args: argparse.Namespace, inputs: Inputs) -> Constraints:
         fixed.check(args.fix, layers, list(inputs.graphs))
     return Constraints(
         straight=args.straight,
+        allow_recompute=args.allow_recompute,
         fixed=fixed,
         budget_per_hour=args.budget,
         deadline_ms=args.deadline_ms,
@@ -135,6 +136,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits on the plans that are searched")
     limits.add_argument("--max-stages", type=int, metavar="N")
     limits.add_argument("--straight", action="store_true", help="no replicas: one device per stage")
+    limits.add_argument(
+        "--allow-recompute",
+        action="store_true",
+        help="let stages keep only their inputs and run forward again: less memory, more time",
+    )
     limits.add_argument(
         "--fix",
         type=Path,

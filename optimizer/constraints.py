@@ -76,6 +76,8 @@ class Constraints:
 
     straight: bool = False
     """One replica per stage."""
+    allow_recompute: bool = False
+    """Stages may keep only their inputs and run forward again: a choice that is off by default."""
     fixed: Fixed | None = None
     budget_per_hour: float | None = None
     """What the devices that a plan uses may cost."""
@@ -90,6 +92,7 @@ class Constraints:
         """The options that are in force."""
         options = {
             "--straight": self.straight,
+            "--allow-recompute": self.allow_recompute,
             "--fix": self.fixed is not None,
             "--budget": self.budget_per_hour is not None,
             "--deadline-ms": self.deadline_ms is not None,

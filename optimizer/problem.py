@@ -39,6 +39,8 @@ class StageChoice:
     """Behind its last layer."""
     devices: tuple[int, ...]
     """How many of each group."""
+    recompute: bool = False
+    """Whether the backward runs forward again."""
 
 
 @dataclass(frozen=True, kw_only=True)

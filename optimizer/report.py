@@ -87,6 +87,7 @@ def _ranked(ranked: Ranked) -> dict[str, Any]:
             {
                 "first_layer": stage.layers[0],
                 "num_layers": len(stage.layers),
+                "recompute": stage.recompute,
                 "replicas": [
                     {"server": server, "device_type": kind, "count": count}
                     for (server, kind), count in Counter(
@@ -120,7 +121,8 @@ def _stage(result: Result, stage: int) -> dict[str, Any]:
                 "predicted_idle_share": result.prediction.timeline.idle_share(replica.rank),
             }
         )
-    return {"layers": list(content.layers), "replicas": replicas}
+    layers = list(content.layers)
+    return {"layers": layers, "recompute": content.recompute, "replicas": replicas}
 
 
 def _notes(result: Result) -> list[str]:
@@ -163,6 +165,9 @@ def _notes(result: Result) -> list[str]:
             notes.append(
                 f"the update on {kind} was measured with {optimizer}, the plan is for {problem.optimizer}"
             )
+    again = [str(number) for number, stage in enumerate(plan.stages) if stage.recompute]
+    if again:
+        notes.append(f"stages run forward again before each backward: {', '.join(again)}")
     if not problem.count_memory:
         notes.append("memory was not counted (--ignore-memory)")
     if not problem.count_update:
@@ -180,6 +185,7 @@ def text_of(report: dict[str, Any]) -> str:
     ]
     for number, stage in enumerate(report["stages"]):
         layers = f"{stage['layers'][0]} .. {stage['layers'][-1]} ({len(stage['layers'])})"
+        layers += " again" if stage["recompute"] else ""
         layers = layers if len(layers) <= 40 else layers[:37] + "..."
         for index, replica in enumerate(stage["replicas"]):
             row = _row(replica, report["emulated"])

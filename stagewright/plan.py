@@ -8,7 +8,11 @@ from stagewright.schedule import Edge, Pipeline, Schedule, Worker
 from stagewright.scheduling import FORWARD_ONLY, SCHEDULES, make_schedule
 from stagewright.value import ValueSpec, tensors_of
 
-PLAN_FORMAT = Format(name="stagewright.plan", version=1)
+PLAN_FORMAT = Format(
+    name="stagewright.plan",
+    version=2,
+    upgrades={1: dict},  # Version 2 adds stages[].recompute, false where it is left out.
+)
 
 
 class ReplicaPrediction(Record):
@@ -47,6 +51,8 @@ class Stage(Record):
 
     layers: tuple[str, ...]
     replicas: tuple[Replica, ...]
+    recompute: bool = False
+    """Whether it keeps only its inputs for the backward, and runs forward again before it."""
 
     def __post_init__(self) -> None:
         if not self.layers or not self.replicas:

@@ -11,7 +11,7 @@ from stagewright.document import InputError
 from stagewright.plan import Plan
 from stagewright.schedule import Edge, Worker
 
-GOLDEN = Path(__file__).parent / "golden" / "plan.v1.json"
+GOLDEN = Path(__file__).parent / "golden" / "plan.v2.json"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def value_of(tables: StageTables, choices: tuple[StageChoice, ...]) -> float | N
     for index in reversed(range(len(choices))):
         choice = choices[index]
         place = tables.place_of(choices[index - 1].devices) if index else 0
-        stage = tables.stage(choice.devices, place, choice.first, choice.last)
+        stage = tables.stage(choice, place)
         replicas_behind += sum(choice.devices)
         units = units_held(
             problem.schedule, stage.counts, problem.num_microbatches, replicas_behind
@@ -36,6 +36,7 @@ def _fits(tables: StageTables, choice: StageChoice, units: list[int]) -> bool:
     for device_type, held in zip(tables.types_of(choice.devices), units, strict=True):
         most[device_type] = max(held, most.get(device_type, 0))
     return all(
-        float(tables.memory(kind, np.array(float(held)), at)) <= tables.problem.memory_limit(kind)
+        float(tables.memory(kind, np.array(float(held)), at, choice.recompute))
+        <= tables.problem.memory_limit(kind)
         for kind, held in most.items()
     )

@@ -69,12 +69,25 @@ def state_copies(optimizer: str) -> int:
     return STATE_COPIES[optimizer]
 
 
+def unit_bytes(taken: Numbers, made: Numbers, recompute: bool) -> tuple[Numbers, Numbers]:
+    """Return what a rank keeps for each unit in flight, and besides for the one that runs forward again.
+
+    Args:
+        taken: a unit's inputs, received or loaded.
+        made: what autograd saves for it and what is sent.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, with a stage as the segment.
+    """
+    return (taken, made) if recompute else (taken + made, 0.0 * made)
+
+
 def memory_bytes(
     *,
     parameter_bytes: Numbers,
     trained_bytes: Numbers,
     buffer_bytes: Numbers,
     unit_bytes: Numbers,
+    rerun_bytes: Numbers,
     gradient_message_bytes: Numbers,
     copies: int,
     units: Numbers,
@@ -82,13 +95,15 @@ def memory_bytes(
     """Return the bytes that a rank holds at most.
 
     Parameters, their gradients and the optimizer's state, buffers; for each unit in flight what autograd
-    saves and what the stage received and sent; once, the gradients that come in and go out at its borders.
+    saves and what the stage received and sent, or less if the stage runs forward again (unit_bytes); once,
+    the gradients that come in and go out at its borders.
     """
     return (
         parameter_bytes
         + (1 + copies) * trained_bytes
         + buffer_bytes
         + units * unit_bytes
+        + rerun_bytes
         + gradient_message_bytes
     )
 

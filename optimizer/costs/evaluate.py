@@ -135,12 +135,14 @@ def _predict(
         stage_update_ms = update_ms(
             whole_ms, float(trained_parameter_bytes(problem, layers)), float(trained_bytes(graph))
         )
+        forward_ms = sum(cost.forward_ms for cost in costs) + loss_forward
+        backward_ms = sum(cost.backward_ms for cost in costs) + loss_backward
+        if plan.stages[stage].recompute:
+            backward_ms += forward_ms
         predictions.append(
             ReplicaPrediction(
-                forward_ms=sum(cost.forward_ms for cost in costs) + loss_forward,
-                backward_ms=0.0
-                if problem.is_inference
-                else sum(cost.backward_ms for cost in costs) + loss_backward,
+                forward_ms=forward_ms,
+                backward_ms=0.0 if problem.is_inference else backward_ms,
                 reduce_ms=reduce_ms,
                 update_ms=float(stage_update_ms),
                 peak_bytes=peak,

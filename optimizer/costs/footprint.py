@@ -9,7 +9,7 @@ from stagewright.plan import Border, Plan, Replica, ReplicaPrediction
 from stagewright.scheduling import FORWARD_ONLY, units_allowed
 from stagewright.value import TensorSpec, tensors_of
 
-from .cost import FORWARD_UNITS, memory_bytes
+from .cost import FORWARD_UNITS, memory_bytes, unit_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def peak_bytes(plan: Plan, problem: Problem, stage: int, counts: Sequence[int]) 
     layers = [model.by_name[name] for name in plan.stages[stage].layers]
     parameters = parameter_bytes(layers, model)[0]
     trained = trained_parameter_bytes(problem, layers)
-    exchanged, gradients = _exchanged_bytes(plan, problem, stage, layers)
+    taken, sent, gradients = _exchanged_bytes(plan, problem, stage, layers)
+    recompute = plan.stages[stage].recompute
     units = units_of(plan, stage, counts)
     peaks = []
     for replica, held in zip(plan.stages[stage].replicas, units, strict=True):
@@ -50,11 +51,13 @@ def peak_bytes(plan: Plan, problem: Problem, stage: int, counts: Sequence[int]) 
         )
         if stage == len(plan.stages) - 1:
             saved += problem.loss_saved_bytes(replica.device_type)
+        kept, rerun = unit_bytes(taken, saved + sent, recompute)
         peak = memory_bytes(
             parameter_bytes=parameters,
             trained_bytes=trained,
             buffer_bytes=_buffer_bytes(layers),
-            unit_bytes=saved + exchanged,
+            unit_bytes=kept,
+            rerun_bytes=rerun,
             gradient_message_bytes=gradients,
             copies=problem.copies,
             units=held,
@@ -90,8 +93,8 @@ def trained_parameter_bytes(problem: Problem, layers: Sequence[LayerNode]) -> in
 
 def _exchanged_bytes(
     plan: Plan, problem: Problem, stage: int, layers: Sequence[LayerNode]
-) -> tuple[int, int]:
-    """Return the bytes that one unit keeps for its borders, and those of its gradient messages."""
+) -> tuple[int, int, int]:
+    """Return the bytes of one unit's inputs, of what it sends, and of its gradient messages."""
     size, model = plan.microbatch_size, problem.inputs.model
     incoming = [border for border in plan.borders if border.target == stage]
     outgoing = _sent_once([border for border in plan.borders if border.source == stage])
@@ -99,11 +102,12 @@ def _exchanged_bytes(
     if stage == len(plan.stages) - 1:
         used |= set(model.outputs)
     loaded = [tensor for i in plan.inputs if i.layer in used for tensor in tensors_of(i.spec)]
-    values = sum(border.forward_bytes(size) for border in incoming)
-    values += sum(tensor.bytes_at(size) for tensor in (*outgoing, *loaded))
+    taken = sum(border.forward_bytes(size) for border in incoming)
+    taken += sum(tensor.bytes_at(size) for tensor in loaded)
+    sent = sum(tensor.bytes_at(size) for tensor in outgoing)
     gradients = sum(border.backward_bytes(size) for border in incoming)
     gradients += sum(tensor.bytes_at(size) for tensor in outgoing if tensor.requires_grad)
-    return values, 0 if problem.is_inference else gradients
+    return taken, sent, 0 if problem.is_inference else gradients
 
 
 def _sent_once(borders: Sequence[Border]) -> list[TensorSpec]:

@@ -8,7 +8,7 @@ from types import EllipsisType
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.problem import Problem, StageChoice
 
 from .cost import (
     FloatArray,
@@ -19,6 +19,7 @@ from .cost import (
     link_load_ms,
     memory_bytes,
     transfer_ms,
+    unit_bytes,
     units_held,
     window_rounds,
 )
@@ -51,10 +52,10 @@ class StageTables:
         self.size = len(problem.chain)
         """L, the number of layers in the chain."""
         self.places = problem.places
-        self._tables: dict[tuple[Devices, int], StageTable] = {}
-        self._windows: dict[tuple[Devices, int, int], tuple[FloatArray, FloatArray]] = {}
+        self._tables: dict[tuple[Devices, int, bool], StageTable] = {}
+        self._windows: dict[tuple[Devices, int, int, bool], tuple[FloatArray, FloatArray]] = {}
         self._allowed: dict[frozenset[str], NDArray[np.bool_]] = {}
-        self._fits: dict[tuple[Devices, int, int], NDArray[np.bool_]] = {}
+        self._fits: dict[tuple[Devices, int, int, bool], NDArray[np.bool_]] = {}
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -77,6 +78,14 @@ class StageTables:
         sets = (d for d in itertools.product(*ranges) if sum(d) > 0)
         most = 1 if self.problem.constraints.straight else self.problem.num_microbatches
         return tuple(d for d in sets if sum(d) <= most)
+
+    @property
+    def stage_kinds(self) -> tuple[tuple[Devices, bool], ...]:
+        """Every set of devices without, and if the user allows it with, running forward again."""
+        problem = self.problem
+        allowed = problem.constraints.allow_recompute and not problem.is_inference
+        kinds = (False, True) if allowed else (False,)
+        return tuple(itertools.product(self.device_sets, kinds))
 
     def allowed_runs(self, device_types: frozenset[str]) -> NDArray[np.bool_]:
         """Return (L + 1, L + 1) which runs of layers the user lets be a stage on devices of some types."""
@@ -102,28 +111,33 @@ class StageTables:
         """Return the index of the place of a stage with some devices."""
         return self.problem.place_of(self.servers_of(devices))
 
-    def table(self, devices: Devices, place_before: int) -> StageTable:
+    def table(self, devices: Devices, place_before: int, recompute: bool = False) -> StageTable:
         """Return the costs of stages on some devices whose predecessor is at a place."""
-        key = (devices, place_before)
+        key = (devices, place_before, recompute)
         if key not in self._tables:
-            self._tables[key] = self._make(devices, place_before)
+            self._tables[key] = self._make(devices, place_before, recompute)
         return self._tables[key]
 
-    def stage(self, devices: Devices, place_before: int, first: int, last: int) -> StageTable:
-        """Return the costs of one run of layers, with arrays of no (replicas: one) dimension."""
-        return self._make(devices, place_before, (first, last))
+    def stage(self, choice: StageChoice, place_before: int) -> StageTable:
+        """Return the costs of one stage, with arrays of no (replicas: one) dimension."""
+        at = (choice.first, choice.last)
+        return self._make(choice.devices, place_before, choice.recompute, at)
 
     def _make(
-        self, devices: Devices, place_before: int, at: tuple[int, int] | EllipsisType = ...
+        self,
+        devices: Devices,
+        place_before: int,
+        recompute: bool,
+        at: tuple[int, int] | EllipsisType = ...,
     ) -> StageTable:
         problem, types = self.problem, self.types_of(devices)
         servers = self.servers_of(devices)
         links = problem.links_across(self.places[place_before], servers)
         forward_ms = transfer_ms(self.traffic.received[at], links)
         backward_ms = transfer_ms(self.traffic.received_gradient[at], links)
-        replica_ms = np.stack(
-            [self.times[t].forward_ms[at] + self.times[t].backward_ms[at] for t in types]
-        )
+        times = [self.times[device_type] for device_type in types]
+        forwards = 2.0 if recompute else 1.0
+        replica_ms = np.stack([forwards * t.forward_ms[at] + t.backward_ms[at] for t in times])
         if problem.overlap == "none":
             replica_ms = replica_ms + forward_ms + backward_ms
         counts = deal_counts(replica_ms, problem.num_microbatches)
@@ -153,7 +167,9 @@ class StageTables:
         everywhere = self.problem.links_inside(self.problem.all_servers)
         return gradient_sum_ms(self.holdings.shared, self.problem.num_devices, everywhere)
 
-    def fits(self, devices: Devices, place_before: int, replicas_behind: int) -> NDArray[np.bool_]:
+    def fits(
+        self, devices: Devices, place_before: int, replicas_behind: int, recompute: bool = False
+    ) -> NDArray[np.bool_]:
         """Return which runs of layers fit into the memory of all of some devices.
 
         Args:
@@ -163,38 +179,39 @@ class StageTables:
             return np.ones((self.size + 1, self.size + 1), dtype=bool)
         # Without overlap the micro-batches are dealt by speeds that depend on the place before.
         place = place_before if self.problem.overlap == "none" else 0
-        key = (devices, place, replicas_behind)
+        key = (devices, place, replicas_behind, recompute)
         if key not in self._fits:
-            self._fits[key] = self._make_fits(devices, place, replicas_behind)
+            self._fits[key] = self._make_fits(devices, place, replicas_behind, recompute)
         return self._fits[key]
 
     def _make_fits(
-        self, devices: Devices, place_before: int, replicas_behind: int
+        self, devices: Devices, place_before: int, replicas_behind: int, recompute: bool
     ) -> NDArray[np.bool_]:
         problem = self.problem
-        units = self._units(devices, place_before, replicas_behind)
+        units = self._units(devices, place_before, replicas_behind, recompute)
         fits = np.ones((self.size + 1, self.size + 1), dtype=bool)
         for replica, device_type in enumerate(self.types_of(devices)):
-            fits &= self.memory(device_type, units[replica].astype(float)) <= problem.memory_limit(
-                device_type
-            )
+            held = self.memory(device_type, units[replica].astype(float), ..., recompute)
+            fits &= held <= problem.memory_limit(device_type)
         return fits
 
     def window(
-        self, devices: Devices, place_before: int, replicas_behind: int
+        self, devices: Devices, place_before: int, replicas_behind: int, recompute: bool = False
     ) -> tuple[FloatArray, FloatArray]:
         """Return slope and intercept of each replica's window load (cost.window_rounds)."""
-        key = (devices, place_before, replicas_behind)
+        key = (devices, place_before, replicas_behind, recompute)
         if key not in self._windows:
-            table = self.table(devices, place_before)
-            units = self._units(devices, place_before, replicas_behind)
+            table = self.table(devices, place_before, recompute)
+            units = self._units(devices, place_before, replicas_behind, recompute)
             self._windows[key] = window_rounds(
                 self.problem.objective, table.replica_ms, table.counts, units
             )
         return self._windows[key]
 
-    def _units(self, devices: Devices, place_before: int, replicas_behind: int) -> IntArray:
-        counts = self.table(devices, place_before).counts
+    def _units(
+        self, devices: Devices, place_before: int, replicas_behind: int, recompute: bool
+    ) -> IntArray:
+        counts = self.table(devices, place_before, recompute).counts
         problem = self.problem
         return units_held(problem.schedule, counts, problem.num_microbatches, replicas_behind)
 
@@ -203,18 +220,20 @@ class StageTables:
         device_type: str,
         units: FloatArray,
         at: tuple[int, int] | EllipsisType = ...,
+        recompute: bool = False,
     ) -> FloatArray:
         """Return the bytes of every run of layers, or one, on a device type with some units in flight."""
         traffic, holdings = self.traffic, self.holdings
+        made_bytes = self.times[device_type].saved[at] + traffic.sent[at]
+        taken_bytes = traffic.received[at] + traffic.loaded[at]
+        kept_bytes, rerun_bytes = unit_bytes(taken_bytes, made_bytes, recompute)
         return np.asarray(
             memory_bytes(
                 parameter_bytes=holdings.parameters[at],
                 trained_bytes=holdings.trained[at],
                 buffer_bytes=holdings.buffers[at],
-                unit_bytes=self.times[device_type].saved[at]
-                + traffic.received[at]
-                + traffic.loaded[at]
-                + traffic.sent[at],
+                unit_bytes=kept_bytes,
+                rerun_bytes=rerun_bytes,
                 gradient_message_bytes=traffic.received_gradient[at] + traffic.sent_gradient[at],
                 copies=self.problem.copies,
                 units=units,

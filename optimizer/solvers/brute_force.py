@@ -66,7 +66,7 @@ def every_plan(
         return
     if num_stages == tables.problem.max_stages:
         return
-    for devices in tables.device_sets:
+    for devices, recompute in tables.stage_kinds:
         left = tuple(f - d for f, d in zip(free, devices, strict=True))
         if min(left) < 0:
             continue
@@ -74,4 +74,4 @@ def every_plan(
             if not tables.allowed_runs(frozenset(tables.types_of(devices)))[first, last]:
                 continue
             for tail in every_plan(tables, last, left, num_stages + 1):
-                yield (StageChoice(first, last, devices), *tail)
+                yield (StageChoice(first, last, devices, recompute), *tail)

@@ -49,4 +49,10 @@ def table_entries(problem: Problem) -> float:
     """Return how many entries of tables exact.py needs for one threshold."""
     sizes = [len(group.slots) for group in problem.groups]
     pairs = math.prod((size + 1.0) * (size + 2) / 2 for size in sizes)
-    return pairs * (len(problem.chain) + 1) ** 2 * len(problem.places) * (problem.max_stages or 1)
+    return (
+        pairs
+        * (len(problem.chain) + 1) ** 2
+        * len(problem.places)
+        * (1 + problem.constraints.allow_recompute)
+        * (problem.max_stages or 1)
+    )

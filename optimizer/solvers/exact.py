@@ -179,8 +179,8 @@ class _Column:
 
     sums: FloatArray
     """Latency with messages; infinite where there is no plan."""
-    device_sets: IntArray
-    """The first stage's, as an index into StageTables.device_sets."""
+    kinds: IntArray
+    """The first stage's, as an index into StageTables.stage_kinds."""
     ends: IntArray
     """The layer behind the first stage."""
 
@@ -192,14 +192,16 @@ class _Allowed:
         self.threshold_ms = threshold_ms
         self._tables = tables
         self._runs = np.triu(np.ones((tables.size + 1, tables.size + 1), dtype=bool), k=1)
-        self._made: dict[tuple[Devices, int, int], FloatArray] = {}
+        self._made: dict[tuple[Devices, int, int, bool], FloatArray] = {}
 
-    def latency_ms(self, devices: Devices, place: int, replicas_behind: int) -> FloatArray:
-        key = (devices, place, replicas_behind)
+    def latency_ms(
+        self, devices: Devices, place: int, replicas_behind: int, recompute: bool
+    ) -> FloatArray:
+        key = (devices, place, replicas_behind, recompute)
         if key not in self._made:
-            table = self._tables.table(devices, place)
+            table = self._tables.table(devices, place, recompute)
             allowed = self._runs & (table.load_ms <= self.threshold_ms)
-            allowed &= self._tables.fits(devices, place, replicas_behind)
+            allowed &= self._tables.fits(devices, place, replicas_behind, recompute)
             allowed &= self._tables.allowed_runs(frozenset(self._tables.types_of(devices)))
             self._made[key] = np.where(allowed, table.latency_ms, math.inf)
         return self._made[key]
@@ -272,23 +274,23 @@ class Search:
         size, tables = self.tables.size, self.tables
         rows = np.arange(size + 1)
         column = _Column(np.full(size + 1, math.inf), np.zeros_like(rows), np.zeros_like(rows))
-        for number, devices in enumerate(tables.device_sets):
+        for number, (devices, recompute) in enumerate(tables.stage_kinds):
             left = minus(used, devices)
             behind = columns.get((left, max(limit - 1, 0), tables.place_of(devices)))
             if behind is None:
                 continue
-            total = allowed.latency_ms(devices, place, sum(used)) + behind.sums
+            total = allowed.latency_ms(devices, place, sum(used), recompute) + behind.sums
             if allowed.threshold_ms < math.inf:
-                slope, intercept = tables.window(devices, place, sum(used))
+                slope, intercept = tables.window(devices, place, sum(used), recompute)
                 behind_ms = np.where(behind.sums < math.inf, behind.sums, 0.0)
                 window_ms = (slope * behind_ms + intercept).max(axis=0)
                 total = np.where(window_ms <= allowed.threshold_ms, total, math.inf)
-            total = total + tables.table(devices, place).incoming_ms
+            total = total + tables.table(devices, place, recompute).incoming_ms
             ends = np.argmin(total, axis=1)
             sums = total[rows, ends]
             better = sums < column.sums
             column.sums[better] = sums[better]
-            column.device_sets[better] = number
+            column.kinds[better] = number
             column.ends[better] = ends[better]
         return column
 
@@ -299,9 +301,9 @@ class Search:
         first = 0
         while first < self.tables.size:
             column = columns[used, limit, place]
-            devices = self.tables.device_sets[column.device_sets[first]]
+            devices, recompute = self.tables.stage_kinds[column.kinds[first]]
             last = int(column.ends[first])
-            stages.append(StageChoice(first, last, devices))
+            stages.append(StageChoice(first, last, devices, recompute))
             used, limit = minus(used, devices), max(limit - 1, 0)
             place, first = self.tables.place_of(devices), last
         return _Found(self.load_ms(tuple(stages)), tuple(stages))
@@ -313,10 +315,12 @@ class Search:
         for index in reversed(range(len(stages))):
             stage = stages[index]
             place = self.tables.place_of(stages[index - 1].devices) if index else 0
-            table = self.tables.table(stage.devices, place)
+            table = self.tables.table(stage.devices, place, stage.recompute)
             at = (stage.first, stage.last)
             replicas_behind += sum(stage.devices)
-            slope, intercept = self.tables.window(stage.devices, place, replicas_behind)
+            slope, intercept = self.tables.window(
+                stage.devices, place, replicas_behind, stage.recompute
+            )
             window_ms = slope[:, *at] * behind_ms + intercept[:, *at]
             most = max(most, float(table.load_ms[at]), float(window_ms.max()))
             behind_ms += float(table.latency_ms[at])

@@ -127,11 +127,11 @@ class _BestFirst:
     def _expand(self, node: _Node) -> None:
         """Add the plans of every next stage; those that it completes with their value."""
         limit_value = self._limit() * (1 + 1e-9)
-        for devices in self.search.tables.device_sets:
+        for devices, recompute in self.search.tables.stage_kinds:
             left = minus(node.left, devices)
             if min(left) < 0:
                 continue
-            for last, bound, child in self._children(node, devices, left):
+            for last, bound, child in self._children(node, devices, recompute, left):
                 if bound > limit_value:
                     continue
                 if last == self.search.tables.size:
@@ -140,15 +140,15 @@ class _BestFirst:
                     self._push(bound, child)
 
     def _children(
-        self, node: _Node, devices: Devices, left: Devices
+        self, node: _Node, devices: Devices, recompute: bool, left: Devices
     ) -> list[tuple[int, float, _Node]]:
         """Return (behind its last layer, bound, node) of every next stage on some devices."""
         tables, first = self.search.tables, node.first
-        table = tables.table(devices, node.place)
+        table = tables.table(devices, node.place, recompute)
         place, limit = tables.place_of(devices), max(node.limit - 1, 0)
         if (left, limit, place) not in self.columns[0]:
             return []
-        fits = tables.fits(devices, node.place, sum(node.left))[first]
+        fits = tables.fits(devices, node.place, sum(node.left), recompute)[first]
         fits = fits & tables.allowed_runs(frozenset(tables.types_of(devices)))[first]
         loads = np.maximum(table.load_ms[first], node.load_ms)
         sums = node.sum_ms + table.latency_ms[first] + table.incoming_ms[first]
@@ -166,7 +166,7 @@ class _BestFirst:
                     place,
                     float(sums[last]),
                     float(loads[last]),
-                    (*node.stages, StageChoice(first, int(last), devices)),
+                    (*node.stages, StageChoice(first, int(last), devices, recompute)),
                 ),
             )
             for last in ends
@@ -211,5 +211,5 @@ def signature(problem: Problem, stages: tuple[StageChoice, ...]) -> object:
                     labels[group.server] = numbers[kind]
                     numbers[kind] += 1
                 used.append((kind, labels[group.server], group.device_type, devices))
-        rows.append((choice.first, choice.last, tuple(sorted(used))))
+        rows.append((choice.first, choice.last, choice.recompute, tuple(sorted(used))))
     return tuple(rows)

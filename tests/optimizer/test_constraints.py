@@ -10,14 +10,15 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.optimizer.alternatives import fewer_devices
-from stagewright.optimizer.assemble import draft
+from stagewright.optimizer.assemble import draft, predict
 from stagewright.optimizer.constraints import Constraints, Fixed, Place
 from stagewright.optimizer.costs.cost import Objective
 from stagewright.optimizer.costs.evaluate import Score, score
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
-from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.problem import Problem, StageChoice
 from stagewright.optimizer.solvers import brute_force, exact
+from stagewright.optimizer.solvers.k_best import k_best
 from stagewright.plan import Plan
 
 RandomInputs = Callable[..., Inputs]
@@ -212,3 +213,52 @@ def test_wrong_fixed_layers_are_refused(text: str, message: str, tmp_path: Path)
     path.write_text(f'format = "stagewright.fix"\nversion = 1\n{text}\n')
     with pytest.raises(InputError, match=message):
         Fixed.load(path).check(path, ["l0", "l1"], ["fast", "slow"])
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(12))
+def test_running_forward_again_is_chosen_stage_by_stage_and_never_makes_a_plan_worse(
+    random_inputs: RandomInputs, seed: int, objective: Objective
+) -> None:
+    memory_bytes = (5000, 2500, 9000, 7000)[seed % 4]
+    plain = Problem(
+        inputs=random_inputs(seed, 3, CLUSTERS[seed % 4], memory_bytes),
+        microbatch_size=4,
+        num_microbatches=4,
+        objective=objective,
+        schedule="gpipe" if seed % 3 == 0 else "1f1b",
+    )
+    problem = replace(plain, constraints=Constraints(allow_recompute=True))
+    without, best, found = exact.solve(plain), brute_force.solve(problem), exact.solve(problem)
+    assert (best is None) == (found is None)
+    if best is None or found is None:
+        assert without is None
+        return
+    assert found.value_ms == pytest.approx(best.value_ms, rel=1e-8)
+    assert without is None or found.value_ms <= without.value_ms * (1 + 1e-9)
+    rescored = score(draft(StageTables(problem), found.stages), problem)
+    assert rescored.value_ms == pytest.approx(found.value_ms, rel=1e-9)
+    assert not rescored.overflows
+    ranked = k_best(problem, found, 3)
+    assert ranked[0].value_ms == pytest.approx(found.value_ms, rel=1e-8)
+
+
+def test_running_forward_again_needs_less_memory_and_one_more_forward(
+    random_inputs: RandomInputs,
+) -> None:
+    problem = Problem(
+        inputs=random_inputs(3, 4, CLUSTERS[3], 10**9),
+        microbatch_size=4,
+        num_microbatches=4,
+        schedule="gpipe",
+    )
+    tables = StageTables(problem)
+    kept, again = (
+        predict(draft(tables, [StageChoice(0, 4, (1,), recompute)]), problem)
+        for recompute in (False, True)
+    )
+    (before,), (after,) = kept.score.predictions[0], again.score.predictions[0]
+    assert after.backward_ms == pytest.approx(before.backward_ms + before.forward_ms)
+    assert after.peak_bytes < before.peak_bytes
+    more_ms = again.timeline.step_ms - kept.timeline.step_ms
+    assert more_ms == pytest.approx(4 * before.forward_ms)

@@ -8,10 +8,16 @@ from stagewright.document import InputError
 from stagewright.plan import Plan
 from stagewright.runtime.package import load_package
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "plan.v1.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "plan.v2.json"
 
 
 def test_a_plan_for_inference_is_not_trained(tmp_path: Path) -> None:
     Plan.load(GOLDEN).replace(schedule="forward").save(tmp_path / "plan.json")
     with pytest.raises(InputError, match=r"is a plan for inference .*; plan without --inference"):
+        load_package(tmp_path)
+
+
+def test_a_stage_that_runs_forward_again_is_not_run_as_if_it_did_not(tmp_path: Path) -> None:
+    Plan.load(GOLDEN).save(tmp_path / "plan.json")
+    with pytest.raises(InputError, match=r"stage 0 runs forward again .* --allow-recompute"):
         load_package(tmp_path)

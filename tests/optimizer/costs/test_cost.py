@@ -13,6 +13,7 @@ from stagewright.optimizer.costs.cost import (
     memory_bytes,
     state_copies,
     transfer_ms,
+    unit_bytes,
     units_held,
     update_ms,
 )
@@ -70,11 +71,17 @@ def test_memory_is_the_sum_of_its_parts() -> None:
         trained_bytes=80.0,
         buffer_bytes=7.0,
         unit_bytes=10.0,
+        rerun_bytes=5.0,
         gradient_message_bytes=3.0,
         copies=2,
         units=4.0,
     )
-    assert found == 100 + 3 * 80 + 7 + 40 + 3
+    assert found == 100 + 3 * 80 + 7 + 40 + 5 + 3
+
+
+def test_a_stage_that_runs_forward_again_keeps_a_unit_s_inputs_and_one_unit_s_results() -> None:
+    assert unit_bytes(6.0, 20.0, False) == (26.0, 0.0)
+    assert unit_bytes(6.0, 20.0, True) == (6.0, 20.0)
 
 
 def test_the_update_is_shared_out_by_trained_bytes() -> None:
