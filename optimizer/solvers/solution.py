@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stagewright.certificate import Certificate
 from stagewright.optimizer.problem import Problem, StageChoice
 
 
@@ -17,6 +18,8 @@ class Solution:
     space: str
     evaluated: int
     """Plans or thresholds looked at."""
+    certificate: Certificate | None = None
+    """Proves the bound, or part of it."""
 
 
 def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
