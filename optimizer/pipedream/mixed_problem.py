@@ -7,7 +7,7 @@ Seconds of one micro-batch in steady state. A stage of m devices, of any types, 
 
 with c = 2. B is the bandwidth inside the server if all devices concerned are in one server, else the one
 between servers. Work is split evenly over the replicas, whatever their types. Parameter, output and border
-bytes are those of the first type's profile. Memory as in `problem`: devices behind include idle ones.
+bytes are those of the first type's profile. Memory as in `problem`, with the devices in use behind a stage.
 
 Source: SparsePipe's planner for unequal devices, which knows no order of types but its own.
 """

@@ -19,8 +19,10 @@ from .topology import FloatArray
 class Placement:
     """The costs of stages on devices [start, start + replicas)."""
 
-    def __init__(self, problem: LevelsProblem) -> None:
+    def __init__(self, problem: LevelsProblem, num_devices: int) -> None:
         self.problem = problem
+        self.num_devices = num_devices
+        """The first so many are used; there may be idle ones among them, but none behind the last."""
         self._group_sizes = tuple(
             math.prod(level.num_members for level in problem.levels[: index + 1])
             for index in range(len(problem.levels))
@@ -48,14 +50,14 @@ class Placement:
 
     def outgoing_s(self, start: int, replicas: int) -> FloatArray:
         """Return (n + 1,) seconds for a stage that ends at each cut; 0 on the last device."""
-        if start + replicas == self.problem.num_devices:
+        if start + replicas == self.num_devices:
             return np.zeros(len(self.problem.cuts))
         bandwidth = self.bandwidth(start, start + replicas)
         return self.problem.transfer_s(bandwidth, replicas)
 
     def most_kept_bytes(self, start: int, replicas: int) -> float:
         """Return how many bytes of parameters and outputs a stage may have; infinite without a limit."""
-        behind = self.problem.num_devices - start - replicas
+        behind = self.num_devices - start - replicas
         limit = self.problem.memory_bytes
         if limit is None or behind == 0:
             return math.inf
@@ -63,7 +65,7 @@ class Placement:
 
     def sizes(self, start: int) -> Sequence[int]:
         """Return the numbers of replicas that a stage from a device on may have."""
-        return range(1, 2 if self.problem.straight else self.problem.num_devices - start + 1)
+        return range(1, 2 if self.problem.straight else self.num_devices - start + 1)
 
     def planned(self, first: int, last: int, start: int, replicas: int) -> PlannedStage:
         """Return a stage with its times."""

@@ -42,11 +42,18 @@ def cuts_for(topology: Topology, num_devices: int) -> Cuts:
 
 def solve(problem: LevelsProblem) -> PlannedPipeline | None:
     """Return the optimal plan; None if none fits into memory."""
-    placement = Placement(problem)
-    stages = _bisect(placement) if problem.cuts.is_chain else _Table(placement).stages()
-    if stages is None:
+    # How many devices come behind a stage matters for memory only.
+    fewest = problem.num_devices if problem.memory_bytes is None else 1
+    plans = []
+    for used in range(problem.num_devices, fewest - 1, -1):
+        placement = Placement(problem, used)
+        found = _bisect(placement) if problem.cuts.is_chain else _Table(placement).stages()
+        if found is not None:
+            plans.append(found)
+    if not plans:
         return None
-    value_s = max(stage.stage_s for stage in stages)
+    stages = min(plans, key=_value_s)
+    value_s = _value_s(stages)
     contracted = contraction_of(problem.cuts)
     replicas = "no replicas" if problem.straight else "any replicas"
     return PlannedPipeline(
@@ -60,21 +67,25 @@ def solve(problem: LevelsProblem) -> PlannedPipeline | None:
     )
 
 
+def _value_s(stages: tuple[PlannedStage, ...]) -> float:
+    return max(stage.stage_s for stage in stages)
+
+
 def _bisect(placement: Placement) -> tuple[PlannedStage, ...] | None:
     """Return the best plan over a chain."""
     best = _Reach(placement, np.inf).stages()
     if best is None:
         return None
     low = placement.problem.lower_bound_s * (1 - 1e-9)
-    high = max(stage.stage_s for stage in best)
+    high = _value_s(best)
     while high - low > TOLERANCE * high:
         middle = (low + high) / 2
         found = _Reach(placement, middle).stages()
         if found is None:
             low = middle
         else:
-            value_s = max(stage.stage_s for stage in found)
-            if value_s < max(stage.stage_s for stage in best):
+            value_s = _value_s(found)
+            if value_s < _value_s(best):
                 best = found
             high = min(middle, value_s)
     return best
@@ -88,15 +99,15 @@ class _Reach:
         self._threshold_s = threshold_s
         problem = placement.problem
         size = len(problem.cuts)
-        self._reached = np.zeros((problem.num_devices + 1, size), dtype=bool)
+        self._reached = np.zeros((placement.num_devices + 1, size), dtype=bool)
         self._reached[:, 0] = True
-        self._cut = np.zeros((problem.num_devices + 1, size), dtype=np.intp)
-        self._replicas = np.zeros((problem.num_devices + 1, size), dtype=np.intp)
+        self._cut = np.zeros((placement.num_devices + 1, size), dtype=np.intp)
+        self._replicas = np.zeros((placement.num_devices + 1, size), dtype=np.intp)
         """Of the last stage; 0: the last device stays idle."""
 
     def stages(self) -> tuple[PlannedStage, ...] | None:
         """Return a plan under the threshold; None if there is none."""
-        num_devices = self._placement.problem.num_devices
+        num_devices = self._placement.num_devices
         for start in range(num_devices):
             self._mark(start + 1, self._reached[start], np.zeros_like(self._cut[0]), 0)
             for replicas in self._placement.sizes(start):
@@ -148,7 +159,7 @@ class _Table:
     def stages(self) -> tuple[PlannedStage, ...] | None:
         """Return the best plan; None if there is none."""
         problem = self.placement.problem
-        size, num_devices = len(problem.cuts), problem.num_devices
+        size, num_devices = len(problem.cuts), self.placement.num_devices
         best = np.full((num_devices + 1, size), np.inf)
         best[:, 0] = 0.0
         steps: list[list[Step]] = [[None] * size for _ in range(num_devices + 1)]

@@ -39,13 +39,13 @@ def solve(problem: MixedProblem) -> PlannedPipeline | None:
         InputError: there are too many devices of too many types.
     """
     space = _Space(problem)
-    best = _Reach(space, np.inf).stages()
+    best = _best_under(space, np.inf)
     if best is None:
         return None
     low, high = problem.lower_bound_s * (1 - 1e-9), _value_s(best)
     while high - low > TOLERANCE * high:
         middle = (low + high) / 2
-        found = _Reach(space, middle).stages()
+        found = _best_under(space, middle)
         if found is None:
             low = middle
             continue
@@ -65,6 +65,18 @@ def solve(problem: MixedProblem) -> PlannedPipeline | None:
         + (f"; {contracted}" if contracted else ""),
         cuts=problem.cuts,
     )
+
+
+def _best_under(space: "_Space", threshold_s: float) -> tuple[PlannedStage, ...] | None:
+    """Return a plan under a threshold; None if there is none."""
+    most = space.problem.num_devices
+    # How many devices come behind a stage matters for memory only.
+    fewest = most if space.problem.memory_bytes is None else 1
+    for num_used in range(most, fewest - 1, -1):
+        stages = _Reach(space, threshold_s, num_used).stages()
+        if stages is not None:
+            return stages
+    return None
 
 
 def _value_s(stages: tuple[PlannedStage, ...]) -> float:
@@ -135,8 +147,10 @@ class _Space:
 class _Reach:
     """How far plans under a threshold reach, for every set of devices and place of the last stage."""
 
-    def __init__(self, space: _Space, threshold_s: float) -> None:
+    def __init__(self, space: _Space, threshold_s: float, num_used: int) -> None:
         self._space = space
+        self._num_used = num_used
+        """No plan uses more devices; where memory is limited, plans that use fewer do not count."""
         self._threshold_s = threshold_s
         self._last_cuts = (self._last_allowed(0), self._last_allowed(SPANNING))
         """For a next stage over each link (INSIDE, BETWEEN), (n + 2,) the last cut up to each that may be."""
@@ -174,8 +188,14 @@ class _Reach:
     def stages(self) -> tuple[PlannedStage, ...] | None:
         """Return a plan under the threshold; None if there is none."""
         end = len(self._space.problem.cuts) - 1
+        limited = self._space.problem.memory_bytes is not None
         for number in self._space.order[1:]:
+            size = int(self._space.sizes[number])
+            if size > self._num_used:
+                break
             self._extend(int(number))
+            if limited and size < self._num_used:
+                continue
             places = np.flatnonzero(self._cut[BETWEEN, number] == end)
             if len(places):
                 return self._read(int(number), int(places[0]))
@@ -203,7 +223,7 @@ class _Reach:
         space, problem = self._space, self._space.problem
         if problem.memory_bytes is None:
             return ends
-        behind = problem.num_devices - int(space.sizes[number])
+        behind = self._num_used - int(space.sizes[number])
         replicas = space.sizes[space.parts[number].stages]
         most = np.array([problem.most_kept_bytes(behind, int(m)) for m in replicas])
         kept = problem.kept_bytes

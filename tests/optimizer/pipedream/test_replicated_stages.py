@@ -49,7 +49,7 @@ def value(problem: LevelsProblem, plan: Sequence[tuple[int, ...]]) -> float:
         seconds = problem.compute_s[q] - problem.compute_s[p]
         held = problem.parameter_bytes[q] - problem.parameter_bytes[p]
         kept = problem.kept_bytes[q] - problem.kept_bytes[p]
-        behind = problem.num_devices - end
+        behind = plan[-1][2] + plan[-1][3] - end
         if problem.memory_bytes and math.ceil(behind / m) * kept > problem.memory_bytes:
             return math.inf
         if problem.straight and m > 1:

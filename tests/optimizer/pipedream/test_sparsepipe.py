@@ -70,7 +70,7 @@ def value(problem: MixedProblem, plan: list[tuple[int, int, tuple[int, ...]]]) -
         seconds = problem.layer_s[slowest][p:q].sum()
         held = problem.cuts.topology.parameter_bytes[p:q].sum()
         kept = held + problem.cuts.topology.output_bytes[p:q].sum()
-        behind = problem.num_devices - used
+        behind = sum(sum(counts) for _, _, counts in plan) - used
         if problem.memory_bytes and math.ceil(behind / m) * kept > problem.memory_bytes:
             return math.inf
         inside, between = problem.inside_bytes_per_s, problem.between_bytes_per_s
