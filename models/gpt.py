@@ -61,7 +61,12 @@ class Gpt(nn.Module):
     """Tokens (batch, time) -> scores of the next token (batch, time, tokens)."""
 
     def __init__(
-        self, width: int = 128, num_blocks: int = 4, num_heads: int = 4, dropout: float = 0.1
+        self,
+        width: int = 128,
+        num_blocks: int = 4,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(NUM_TOKENS, width)
@@ -70,7 +75,8 @@ class Gpt(nn.Module):
         self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, NUM_TOKENS, bias=False)
-        self.head.weight = self.embedding.weight
+        if tied:
+            self.head.weight = self.embedding.weight
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
 
@@ -104,6 +110,11 @@ def build() -> nn.Module:
 
 def build_without_dropout() -> nn.Module:
     return Gpt(dropout=0.0)
+
+
+def build_deep() -> nn.Module:
+    """Return eight blocks whose head has weights of its own, so that stages share none."""
+    return Gpt(num_blocks=8, dropout=0.0, tied=False)
 
 
 def example_input(batch_size: int) -> Tensor:

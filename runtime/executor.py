@@ -15,6 +15,9 @@ from .exchange import Exchange
 from .randomness import LayerSeeds
 from .stage import Values
 
+ACTIONS_AHEAD = 2
+"""How many computations before it is needed a receive is posted at least; costs as many buffers."""
+
 
 class Batches(Protocol):
     """Where a rank gets the data of a step's micro-batches from."""
@@ -121,7 +124,7 @@ class Executor:
         """
         measurements = []
         finished_s = time.perf_counter()
-        for instruction in program:
+        for instruction in receives_early(program):
             if isinstance(instruction, Send):
                 message = instruction.message
                 size = batches.size_of(message.microbatch)
@@ -162,6 +165,7 @@ class Executor:
             outgoing = stage.forward(microbatch, size, inputs, received, bound)
         else:
             gradients = {edge.target: tensors for edge, tensors in arrived.items()}
+            self._seeds.begin(step, microbatch)  # A stage may run forward again.
             start_s, cpu_s = time.perf_counter(), time.thread_time()
             outgoing = {}
             if action.kind == "B":
@@ -202,3 +206,20 @@ class Executor:
         if self._slowdown > 1:
             time.sleep(spent_s * (self._slowdown - 1))
         return spent_s * self._slowdown
+
+
+def receives_early(program: Sequence[Instruction]) -> list[Instruction]:
+    """Return a program whose receives stand up to ACTIONS_AHEAD computations earlier.
+
+    To be ready for a message blocks nothing, so this cannot deadlock; but a message that finds its receiver
+    ready travels while both ends compute. The order of each channel's receives stays.
+    """
+    steps: list[list[Instruction]] = [[]]
+    for instruction in program:
+        if isinstance(instruction, Receive):
+            steps[max(0, len(steps) - 1 - ACTIONS_AHEAD)].append(instruction)
+        else:
+            steps[-1].append(instruction)
+            if not isinstance(instruction, Send):
+                steps.append([])
+    return [instruction for step in steps for instruction in step]

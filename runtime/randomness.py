@@ -16,12 +16,13 @@ def seed_of(*key: int | str) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw torch's CPU random numbers from a seed inside, and leave the generator as it was."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        generator.set_state(state)
 
 
 class LayerSeeds:
@@ -38,4 +39,7 @@ class LayerSeeds:
 
     def __call__(self, layer: str) -> None:
         """Seed for one layer; the generated stage calls this right before it."""
-        torch.manual_seed(seed_of(self._seed, self._step, self._microbatch, layer))
+        seed = seed_of(self._seed, self._step, self._microbatch, layer)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(seed)
