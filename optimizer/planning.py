@@ -118,7 +118,8 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     solution, problem = min(found, key=lambda pair: worth(*pair))
     bound = min(bound_of(*pair) for pair in found)
     ranking = _ranking(found, request)
-    fewer = fewer_devices(solution, problem) if solution.solver == "exact" else None
+    proven = solution.solver == "exact" and solution.bound_ms == solution.value_ms
+    fewer = fewer_devices(solution, problem) if proven else None
     place = 0
     if request.rank_by == "simulation":
         place = min(range(len(ranking)), key=lambda index: ranking[index].simulated)
@@ -137,6 +138,9 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
             value=value,
             lower_bound=min(bound, value),
             space=_space(solution, [p.microbatch_size for p in problems]),
+            certificates=tuple(
+                other.certificate for other, _ in found if other.certificate is not None
+            ),
         ),
         sources=inputs.sources(plan_path),
     )
@@ -195,6 +199,11 @@ def _check_constraints(request: Request) -> None:
         )
     if limits.period_ms is not None and objective != "latency":
         raise InputError("--max-period is for --inference; add it")
+    if limits.allow_recompute and request.schedule == "zero-bubble":
+        raise InputError(
+            "--allow-recompute is not for --schedule zero-bubble, which keeps what a unit's weights need "
+            "after its backward; use 1f1b"
+        )
     special = list(limits.named)
     if request.top > 1 or request.rank_by == "simulation":
         special.append("--top" if request.top > 1 else "--rank-by simulation")

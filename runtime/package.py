@@ -53,12 +53,6 @@ def load_package(directory: Path) -> StagePackage:
             f"{plan_path}: is a plan for inference (schedule {plan.schedule!r}), which cannot train; plan "
             "without --inference"
         )
-    again = [index for index, stage in enumerate(plan.stages) if stage.recompute]
-    if again:
-        raise InputError(
-            f"{plan_path}: stage {again[0]} runs forward again (recompute), which the runtime cannot do yet; "
-            "plan without --allow-recompute"
-        )
     for name in ("__init__.py", *(f"stage{index}.py" for index in range(len(plan.stages)))):
         if not (directory / name).is_file():
             raise InputError(f"{directory / name}: is missing; run stagewright generate again")

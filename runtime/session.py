@@ -27,6 +27,7 @@ from .executor import Batches, Executor, Measurement
 from .faults import waiting_for
 from .package import StagePackage, build_original, load_package, make_stage, share_tensors
 from .randomness import LayerSeeds, seeded
+from .recompute import RecomputingRunner
 from .replicas import Reduction
 from .stage import StageRunner
 from .values import Precision
@@ -100,7 +101,7 @@ class Session:
         self._pipeline = plan.pipeline()
         self._program = compile_programs(self._pipeline, self.rows)[world.rank]
         runners = {
-            index: StageRunner(
+            index: (RecomputingRunner if stage.recompute else StageRunner)(
                 index,
                 make_stage(package, index, self._original, self.dtype, world.device),
                 plan.borders,

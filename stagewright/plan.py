@@ -3,6 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
+from stagewright.certificate import Certificate
 from stagewright.document import Format, Record, load_record, save_record
 from stagewright.schedule import Edge, Pipeline, Schedule, Worker
 from stagewright.scheduling import FORWARD_ONLY, SCHEDULES, make_schedule
@@ -101,7 +102,7 @@ class ModelInput(Record):
     spec: ValueSpec
 
 
-class Proof(Record):
+class Proof(Record, omit_defaults=True):
     """How good the plan is known to be."""
 
     solver: str
@@ -113,6 +114,8 @@ class Proof(Record):
     """No plan in the search space has a smaller value."""
     space: str
     """Which plans were searched, for people."""
+    certificates: tuple[Certificate, ...] = ()
+    """Prices that prove a lower bound, for every micro-batch size that was searched; empty: none was made."""
 
     @property
     def gap(self) -> float:

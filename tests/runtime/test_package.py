@@ -15,9 +15,3 @@ def test_a_plan_for_inference_is_not_trained(tmp_path: Path) -> None:
     Plan.load(GOLDEN).replace(schedule="forward").save(tmp_path / "plan.json")
     with pytest.raises(InputError, match=r"is a plan for inference .*; plan without --inference"):
         load_package(tmp_path)
-
-
-def test_a_stage_that_runs_forward_again_is_not_run_as_if_it_did_not(tmp_path: Path) -> None:
-    Plan.load(GOLDEN).save(tmp_path / "plan.json")
-    with pytest.raises(InputError, match=r"stage 0 runs forward again .* --allow-recompute"):
-        load_package(tmp_path)

@@ -1,0 +1,94 @@
+"""Stages that run forward again: the same training, bit for bit, with fewer values kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stagewright.optimizer.codegen.package import generate
+from stagewright.runtime.recompute import RecomputingRunner
+from stagewright.runtime.stage import StageRunner
+
+RankPool = Any
+MakePackage = Any
+
+
+def recomputing(directory: Path, stages: list[int], folder: Path) -> Path:
+    """Generate a plan again with some stages that run forward again; return the package."""
+    plan = directory.parent / "plan.json"
+    content = json.loads(plan.read_text())
+    for stage in stages:
+        content["stages"][stage]["recompute"] = True
+    (plan.parent / "again.json").write_text(json.dumps(content))
+    generate(plan.parent / "again.json", folder / "stages")
+    return folder / "stages"
+
+
+@pytest.mark.parametrize(
+    ("task", "replicas", "stages", "schedule"),
+    [
+        ("resnet", [1, 1], [0, 1], "1f1b"),  # BatchNorm
+        ("gpt", [2, 1], [0], "1f1b"),  # dropout
+        ("gpt", [1, 1, 1], [1, 2], "zero-bubble"),
+    ],
+)
+def test_losses_weights_and_buffers_are_bit_equal(
+    rank_pool: RankPool,
+    make_package: MakePackage,
+    tmp_path: Path,
+    task: str,
+    replicas: list[int],
+    stages: list[int],
+    schedule: str,
+) -> None:
+    package = make_package(task, replicas, 3, schedule)
+    again = package.arguments | {"directory": str(recomputing(package.directory, stages, tmp_path))}
+    runs = [
+        rank_pool.run("steps", package.num_ranks, num_steps=3, settings={}, **arguments)
+        for arguments in (package.arguments, again)
+    ]
+    for (losses, state), (losses_again, state_again) in zip(*runs, strict=True):
+        assert losses == losses_again
+        assert set(state) == set(state_again)
+        for name, value in state.items():
+            np.testing.assert_array_equal(value, state_again[name], err_msg=name)
+
+
+class Squares(nn.Module):
+    """A stage that autograd keeps a thousand values for."""
+
+    inputs = ("x",)
+    outputs: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1000))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((self.weight * x) ** 2).sum()
+
+
+def test_a_unit_keeps_nothing_for_autograd_between_forward_and_backward() -> None:
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    modules = Squares(), Squares()
+    for runner in (RecomputingRunner(0, modules[0], ()), StageRunner(0, modules[1], ())):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            runner.forward(0, 1, {"x": torch.tensor(3.0)}, {}, lambda output: output)
+            kept = list(saved)
+            assert runner.units_held == 1
+            runner.backward(0, {})
+        assert bool(kept) == (type(runner) is StageRunner)
+        assert runner.units_held == 0
+        saved.clear()
+    first, second = (module.weight.grad for module in modules)
+    assert first is not None and second is not None
+    assert torch.equal(first, second)
