@@ -4,7 +4,7 @@ example: python -m stagewright.optimizer.synthetic -o big --layers 200 --devices
 
 Layer times are uniform in 5 to 15 ms on the fastest type and differ by up to 10 % per type; the types have
 relative speeds 1, 0.55, 0.3, 0.18 and 80, 40, 32, 16 GiB. Light layers keep 25 MB per micro-batch and have
-400 MB of parameters, heavy ones 350 MB and 800 MB. Nothing is measured: every file says that it is synthetic.
+200 MB of parameters, heavy ones 350 MB and 800 MB. Nothing is measured: every file says that it is synthetic.
 """
 
 import argparse
@@ -16,10 +16,18 @@ import numpy as np
 
 from stagewright.cluster import Cluster, DeviceGroup, DeviceType, Link, Links, Server
 from stagewright.document import InputError
-from stagewright.graph import LayerCost, LayerGraph, LayerNode, ModelIdentity, WholeStep
-from stagewright.graph import InputOperation, ModuleOperation
+from stagewright.graph import (
+    InputOperation,
+    LayerCost,
+    LayerGraph,
+    LayerNode,
+    ModelIdentity,
+    ModuleOperation,
+    WholeStep,
+)
 from stagewright.value import LayerRef, PerSample, TensorSpec
 
+from .costs.cost import FloatArray
 from .load import Inputs
 
 SPEEDS = (1.0, 0.55, 0.3, 0.18)
@@ -106,7 +114,7 @@ def _cluster(synthetic: Synthetic, each: int) -> Cluster:
     )
 
 
-def _graph(synthetic: Synthetic, device_type: str, times_ms: Sequence[float]) -> LayerGraph:
+def _graph(synthetic: Synthetic, device_type: str, times_ms: FloatArray) -> LayerGraph:
     def spec(requires_grad: bool) -> TensorSpec:
         shape = (PerSample(per_sample=1), OUTPUT_WIDTH)
         return TensorSpec(shape=shape, dtype="float32", requires_grad=requires_grad)
@@ -137,7 +145,7 @@ def _graph(synthetic: Synthetic, device_type: str, times_ms: Sequence[float]) ->
                 operation=ModuleOperation(path=f"layer{index}", type="Synthetic", constructor=None),
                 arguments=(LayerRef(name=layers[-1].name),),
                 output=spec(True),
-                parameter_bytes=800_000_000 if synthetic.is_heavy else 400_000_000,
+                parameter_bytes=800_000_000 if synthetic.is_heavy else 200_000_000,
                 costs=(cost(float(time_ms), 350_000_000 if synthetic.is_heavy else 25_000_000),),
             )
         )

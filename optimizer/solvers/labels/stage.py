@@ -33,6 +33,8 @@ def gradient_sum_ms(costs: Costs, kind: int, num_bytes: float, replicas: int) ->
     if num_bytes <= 0 or replicas == 1:
         return 0.0
     level = 1 if replicas > costs.inside[kind] else 0
+    if costs.packs and costs.inside[kind] % replicas != 0:
+        level = 1
     part = num_bytes / replicas
     slowest = 0.0
     for link in range(2):

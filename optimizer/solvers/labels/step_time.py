@@ -6,7 +6,9 @@ within high, by labels, and halved unless that proves that it holds no better pl
 """
 
 import heapq
+import itertools
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from .prices import FAR
 
 TOLERANCE = 1e-9
 FIRST_BEAM = 100
+WIDE_BEAMS = (400, 2000)
 MOST_ROOM = 400_000
 GRID = (1.03, 1.15, 1.35, 1.7, 2.5, 6.0, 100.0, 1e4, 1e8)
 NARROW = 1e-3
@@ -48,6 +51,7 @@ class StepTimeSearch:
         self.bounds, self.plans, self.found = bounds, plans, found
         self.open: list[tuple[float, int, _Interval]] = []
         self.serial = self.num_splits = 0
+        self.best_load_ms = 0.0
         self.prices: FloatArray = np.zeros(len(bounds.costs.counts) + 3)
 
     def run(self) -> None:
@@ -67,6 +71,15 @@ class StepTimeSearch:
             self._is_proven()
             left = sorted(self.open, key=lambda entry: entry[1])
             found.leaves += [Leaf(i.low_ms, i.bound) for _, _, i in left]
+        self._improve()
+
+    def _improve(self) -> None:
+        """Use the time that is left on plans, with wider beams, where the bound cannot be raised."""
+        load_ms = self.best_load_ms
+        for beam, factor in itertools.product(WIDE_BEAMS, (1.0, 0.97, 1.03, 1.06, 1.1)):
+            if self._is_proven() or time.perf_counter() > self.found.deadline:
+                return
+            self._try(load_ms * factor, math.inf, beam)
 
     def _is_proven(self) -> bool:
         """Update the bound; return whether it has reached the value."""
@@ -119,11 +132,12 @@ class StepTimeSearch:
             self._close(interval)
             return
         time_ms = interval.time_ms
-        narrow = high_ms - low_ms < NARROW * found.value_ms
+        narrow = self.plans.is_exact and high_ms - low_ms < NARROW * found.value_ms
         self.num_splits += 1
         answer, load_ms = Answer(None, math.inf, False), math.inf
         if narrow or self.num_splits % BEAM_EVERY == 1:
-            answer, load_ms = self._try(high_ms, found.value_ms - low_ms, narrow)
+            beam = 0 if narrow else FIRST_BEAM
+            answer, load_ms = self._try(high_ms, found.value_ms - low_ms, beam)
         if answer.is_complete and self.plans.is_exact:
             if answer.plan is None:
                 self._close(interval)
@@ -141,7 +155,7 @@ class StepTimeSearch:
         self._push(_Interval(middle, high_ms, time_ms, interval.bound))
 
     def _try(
-        self, threshold_ms: float, cutoff_ms: float, is_narrow: bool = False
+        self, threshold_ms: float, cutoff_ms: float, beam: int = FIRST_BEAM
     ) -> tuple[Answer, float]:
         """Offer the plan of least time within a threshold; return what is known, and the plan's load."""
         chain, found = self.plans, self.found
@@ -155,12 +169,13 @@ class StepTimeSearch:
             return Answer(None, math.inf, True), math.inf
         if cutoff_ms < math.inf:
             arcs = useful_arcs(chain, arcs, bound, cutoff_ms)
-        beam = 0 if is_narrow else FIRST_BEAM
         answer = search_plan(
             chain, arcs, bound, None, cutoff_ms=cutoff_ms, beam=beam, room=MOST_ROOM
         )
         if answer.plan is None:
             return answer, math.inf
-        found.offer(answer.plan)
         evaluated = found.evaluate(answer.plan)
-        return answer, evaluated[0] - answer.time_ms if evaluated else math.inf
+        load_ms = evaluated[0] - answer.time_ms if evaluated else math.inf
+        if found.offer(answer.plan):
+            self.best_load_ms = load_ms
+        return answer, load_ms
