@@ -59,7 +59,8 @@ def _forbidden(problem: Problem) -> InputError:
         "--straight": replace(limits, straight=False),
         "--fix": replace(limits, fixed=None),
     }
-    named = " with ".join([*limits.named, *(["--max-stages"] if problem.max_stages else [])])
+    obeyed = [name for name in limits.named if name != "--allow-recompute"]
+    named = " with ".join([*obeyed, *(["--max-stages"] if problem.max_stages else [])])
     for option, without in relaxed.items():
         if without == limits:
             continue

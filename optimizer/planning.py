@@ -199,11 +199,8 @@ def _check_constraints(request: Request) -> None:
         )
     if limits.period_ms is not None and objective != "latency":
         raise InputError("--max-period is for --inference; add it")
-    if limits.allow_recompute and request.schedule == "zero-bubble":
-        raise InputError(
-            "--allow-recompute is not for --schedule zero-bubble, which keeps what a unit's weights need "
-            "after its backward; use 1f1b"
-        )
+    if limits.allow_recompute and objective == "latency":
+        raise InputError("--allow-recompute is not for --inference, which has no backward")
     special = list(limits.named)
     if request.top > 1 or request.rank_by == "simulation":
         special.append("--top" if request.top > 1 else "--rank-by simulation")
@@ -262,6 +259,7 @@ def _problem(inputs: Inputs, request: Request, microbatch_size: int) -> Problem:
         count_memory=request.count_memory,
         count_update=request.count_update,
         max_stages=request.max_stages,
+        equal_shares=request.given is not None and request.given.equal_shares,
         constraints=request.constraints,
     )
 

@@ -196,10 +196,13 @@ def text_of(report: dict[str, Any]) -> str:
         f"step time       {report['predicted_step_ms']:10.3f} ms  predicted by the simulator"
     )
     solver = f"{report['solver']}, {report['seconds']:.2f} s"
-    unit = "   " if report["objective_ms"] is None else " ms"
+    value, bound = (
+        f"{report[key]:.5g}" if report["objective_ms"] is None else f"{report[key]:.3f} ms"
+        for key in ("objective_value", "bound_value")
+    )
     lines.append(
-        f"{report['objective']:15} {report['objective_value']:10.3f}{unit}  predicted by the closed formula; "
-        f"bound {report['bound_value']:.3f}{unit.rstrip()}, gap {report['gap']:.2%} ({solver})"
+        f"{report['objective']:15} {value:>13}  predicted by the closed formula; bound {bound}, "
+        f"gap {report['gap']:.2%} ({solver})"
     )
     if report["predicted_period_ms"] is not None:
         lines.append(

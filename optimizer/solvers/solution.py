@@ -25,6 +25,8 @@ class Solution:
 def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
     """Return which plans an exact solver searches, for people."""
     limit = f", at most {problem.max_stages} stages" if problem.max_stages else ""
+    if problem.constraints.named:
+        limit += f", with {' '.join(problem.constraints.named)}"
     replicas = (
         "any replicas of one type" if one_type_per_stage else "any replicas of one or several types"
     )
