@@ -121,7 +121,7 @@ def _shares(tables: StageTables, choices: Sequence[StageChoice]) -> list[list[in
     for index, choice in enumerate(choices):
         place = tables.place_of(choices[index - 1].devices) if index else 0
         stage = tables.stage(choice, place)
-        counts = stage.counts.tolist()
+        counts = [1] * sum(choice.devices) if tables.problem.equal_shares else stage.counts.tolist()
         divisor = math.gcd(*counts)
         shares.append([count // divisor for count in counts])
     return shares

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     given = None
     if args.cuts or args.replicas or args.types:
-        given = GivenStages.parse(args.cuts, args.replicas, args.types)
+        given = GivenStages.parse(
+            args.cuts, args.replicas, args.types, equal_shares=args.equal_shares
+        )
     inputs = load_inputs(args.cluster)
     request = Request(
         batch_size=args.batch_size,
@@ -124,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     given.add_argument("--replicas", metavar="N,...", help="replicas of each stage (default: 1)")
     given.add_argument(
         "--types", metavar="TYPE,...", help="device type of each stage, or of its replicas: a+b"
+    )
+    given.add_argument(
+        "--equal-shares", action="store_true", help="replicas take turns, fast or slow"
     )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write the timeline for Perfetto"

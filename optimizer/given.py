@@ -18,9 +18,18 @@ class GivenStages:
     """Per stage."""
     types: tuple[str, ...] = ()
     """Per stage a device type, or one per replica as in "fast+slow"; none: devices in rank order."""
+    equal_shares: bool = False
+    """Whether replicas take turns, fast or slow, instead of by speed."""
 
     @classmethod
-    def parse(cls, cuts: str | None, replicas: str | None, types: str | None) -> "GivenStages":
+    def parse(
+        cls,
+        cuts: str | None,
+        replicas: str | None,
+        types: str | None,
+        *,
+        equal_shares: bool = False,
+    ) -> "GivenStages":
         """Return what three comma-separated texts say; replicas are 1 where they are not given.
 
         Raises:
@@ -41,7 +50,12 @@ class GivenStages:
                     f"{option} has {len(found)} entries, but --cuts makes {num_stages} stages; give one "
                     "entry per stage"
                 )
-        return cls(cuts=cut_names, replicas=tuple(map(int, counts)), types=kinds)
+        return cls(
+            cuts=cut_names,
+            replicas=tuple(map(int, counts)),
+            types=kinds,
+            equal_shares=equal_shares,
+        )
 
     def choices(self, problem: Problem) -> tuple[StageChoice, ...]:
         """Return the stages.

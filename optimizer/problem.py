@@ -58,6 +58,8 @@ class Problem:
     count_memory: bool = True
     count_update: bool = True
     max_stages: int | None = None
+    equal_shares: bool = False
+    """Replicas of the user's own stages take turns, fast or slow, instead of by speed."""
     constraints: Constraints = NO_CONSTRAINTS
 
     @property

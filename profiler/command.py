@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.document import demand_writable
+from stagewright.drawing import write_dot
 from stagewright.task import load_task
 
 from .measuring.measure import Repeats
-from .picture import draw
+from .picture import dot_source
 from .profile import DTYPES, Request, profile
 from .report import summary, text
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bar = partial(tqdm, desc="profile", unit="repeat", file=sys.stderr, leave=False)
     graph = profile(load_task(args.task), request, bar)
     graph.save(args.output)
-    files = [args.output] + (draw(graph, args.dot) if args.dot else [])
+    files = [args.output] + (write_dot(args.dot, dot_source(graph)) if args.dot else [])
     content = summary(graph) | {"files": [str(path) for path in files]}
     if args.json:
         print(json.dumps(content))

@@ -1,11 +1,7 @@
 """A layer graph as a picture: graphviz source, each layer coloured by its share of the time."""
 
-from pathlib import Path
-from shutil import which
-
 import graphviz
 
-from stagewright.document import InputError, write_atomically
 from stagewright.graph import LayerGraph, LayerNode
 
 HUE = "0.05"
@@ -34,23 +30,6 @@ def dot_source(graph: LayerGraph) -> str:
             num_bytes = graph.by_name[name].cost_at(size).output_bytes
             picture.edge(numbers[name], numbers[layer.name], label=f"{num_bytes / 1e3:.1f} kB")
     return str(picture.source)
-
-
-def draw(graph: LayerGraph, path: Path) -> list[Path]:
-    """Write graphviz source, and an SVG beside it where the `dot` program exists; return the files.
-
-    Raises:
-        InputError: the file cannot be written, or dot fails.
-    """
-    write_atomically(path, dot_source(graph).encode())
-    if which("dot") is None:
-        return [path]
-    picture = path.with_suffix(".svg")
-    try:
-        graphviz.render("dot", "svg", path, outfile=picture)
-    except graphviz.CalledProcessError as error:
-        raise InputError(f"{path}: dot cannot draw it: {error}") from error
-    return [path, picture]
 
 
 def total_ms(layer: LayerNode, batch_size: int) -> float:

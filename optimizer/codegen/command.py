@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .package import generate
+from stagewright.document import demand_writable
+from stagewright.drawing import write_dot
+from stagewright.plan import Plan
+
+from .package import generate, load_graph
+from .picture import cut_graph_source
 
 EXAMPLE = "example: stagewright generate plan.json -o stages"
 
@@ -21,9 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder to write: new, empty or generated"
     )
+    parser.add_argument(
+        "--dot",
+        type=Path,
+        help="draw the cut graph: graphviz source, and an SVG beside it where dot is installed",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
+    if arguments.dot is not None:
+        demand_writable(arguments.dot)
     result = dataclasses.asdict(generate(arguments.plan, arguments.output))
+    result["pictures"] = []
+    if arguments.dot is not None:
+        plan = Plan.load(arguments.plan)
+        source = cut_graph_source(plan, load_graph(plan, arguments.plan)[0])
+        result["pictures"] = [str(path) for path in write_dot(arguments.dot, source)]
     print(json.dumps(result, indent=1) if arguments.json else format_result(result))
     return 0
 
@@ -40,4 +57,5 @@ def format_result(result: dict[str, Any]) -> str:
             f"{stage['num_lines']} lines{note}"
         )
     lines.append(f"  plan.json    sha256 {result['plan_sha256'][:16]}")
+    lines += [f"  drew {path}" for path in result["pictures"]]
     return "\n".join(lines)
