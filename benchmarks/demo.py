@@ -134,7 +134,7 @@ def main() -> None:
     print("\nThe same training in one process:")
     demo.plan(ONE_PROCESS.folder, *ONE_PROCESS.options, quiet=True)
     one = demo.train(ONE_PROCESS.folder, *epochs, quiet=True)
-    print("\nOther ways to use the same three devices (they exceed the memory of 16 MB; run all the same):")
+    print("\nOther ways to use the same three devices, whatever memory they need:")
     limits = ("--epochs", "2", "--max-steps", "16", "--no-evaluation")
     others = []
     for rival in RIVALS:
