@@ -144,6 +144,9 @@ class StepTimeSearch:
                 return
             # All plans of a larger load take at least as long, so they are no better.
             time_ms, high_ms = max(time_ms, answer.time_ms), min(high_ms, load_ms)
+            if high_ms <= low_ms:
+                self._close(interval)
+                return
         middle = (low_ms + high_ms) / 2
         if not low_ms < middle < high_ms:
             found.is_stuck = True
