@@ -158,14 +158,18 @@ def print_losses(pipeline: dict[str, Any], one: dict[str, Any]) -> None:
             print(f"epoch {ours['epoch'] + 1} {shown:12}{ours[name]:12.6f}{theirs[name]:14.6f}")
     steps = zip(pipeline["history"]["losses"], one["history"]["losses"], strict=True)
     apart = [abs(ours - theirs) / abs(theirs) for ours, theirs in steps]
-    print(f"largest relative difference of a step's loss: {max(apart[:10]):.0e} in the first 10 steps;")
+    print(
+        f"largest relative difference of a step's loss: {max(apart[:10]):.0e} in the first 10 steps;"
+    )
     print(f"training amplifies float32 rounding: {max(apart):.0e} in all {len(apart)}")
 
 
 def print_times(trainings: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Print every training's step time beside the plan's."""
     plan_ms = trainings[0][1]["report"]["measured_step_ms"]
-    print("\nstep time                        predicted   measured   measured/predicted   plan's speed-up")
+    print(
+        "\nstep time                        predicted   measured   measured/predicted   plan's speed-up"
+    )
     for name, training in trainings:
         report = training["report"]
         predicted, measured = report["predicted_step_ms"], report["measured_step_ms"]

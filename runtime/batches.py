@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, default_collate
 from stagewright.document import InputError
 from stagewright.plan import ModelInput
 
-from .randomness import seed_of, seeded
-from .stage import Values
+from .execution.randomness import seed_of, seeded
+from .execution.stage import Values
 
 
 class DataOrder:

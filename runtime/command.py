@@ -17,6 +17,7 @@ from stagewright.document import InputError, demand_writable, write_atomically
 from stagewright.scheduling import SCHEDULES
 from stagewright.task import load_task
 
+from .execution.values import ValueMismatchError
 from .faults import (
     INTERRUPTED_STATUS,
     PEER_LOST_STATUS,
@@ -24,12 +25,11 @@ from .faults import (
     end_on_termination,
     end_rank,
 )
-from .package import load_package
 from .report import RunReport, format_report, make_report
 from .session import OPTIMIZERS, Session, Settings
+from .storage.package import load_package
+from .storage.weights import save_tensors
 from .trainer import History, TrainingOptions, describe, train
-from .values import ValueMismatchError
-from .weights import save_tensors
 from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
 
 LONGEST_TIMEOUT_S = 86400.0

@@ -20,12 +20,12 @@ from stagewright.program import Send, compile_programs
 from stagewright.scheduling import make_schedule
 from stagewright.value import tensors_of
 
-from .exchange import Exchange
-from .executor import Executor
+from .execution.exchange import Exchange
+from .execution.executor import Executor
+from .execution.randomness import LayerSeeds
+from .execution.stage import Values
+from .execution.values import Precision, empty_like_spec
 from .faults import waiting_for
-from .randomness import LayerSeeds
-from .stage import Values
-from .values import Precision, empty_like_spec
 from .world import World
 
 WARM_UP_STEPS = 2

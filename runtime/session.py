@@ -22,16 +22,16 @@ from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
 from .batches import MicrobatchData
-from .exchange import Exchange
-from .executor import Batches, Executor, Measurement
+from .execution.exchange import Exchange
+from .execution.executor import Batches, Executor, Measurement
+from .execution.randomness import LayerSeeds, seeded
+from .execution.recompute import RecomputingRunner
+from .execution.replicas import Reduction
+from .execution.stage import StageRunner
+from .execution.values import Precision
 from .faults import waiting_for
-from .package import StagePackage, build_original, load_package, make_stage, share_tensors
-from .randomness import LayerSeeds, seeded
-from .recompute import RecomputingRunner
-from .replicas import Reduction
-from .stage import StageRunner
-from .values import Precision
-from .weights import (
+from .storage.package import StagePackage, build_original, load_package, make_stage, share_tensors
+from .storage.weights import (
     gather_weights,
     load_weights,
     spread_initial_weights,

@@ -11,7 +11,9 @@ from tqdm import tqdm
 from stagewright.document import InputError
 
 from .batches import DataOrder, MicrobatchData, in_order
-from .checkpoint import (
+from .faults import waiting_for
+from .session import Session
+from .storage.checkpoint import (
     Checkpoint,
     load_checkpoint,
     newest_checkpoint,
@@ -20,9 +22,7 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .faults import waiting_for
-from .session import Session
-from .weights import state_of_stages
+from .storage.weights import state_of_stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,13 @@ from stagewright.plan import Plan
 from stagewright.task import Task
 
 from .batches import DataOrder, MicrobatchData
-from .executor import Batches
+from .execution.executor import Batches
+from .execution.randomness import LayerSeeds, seed_of, seeded
+from .execution.stage import Values
 from .faults import waiting_for
-from .package import StagePackage, build_original
-from .randomness import LayerSeeds, seed_of, seeded
 from .session import Session, Settings
-from .stage import Values
-from .weights import save_tensors
+from .storage.package import StagePackage, build_original
+from .storage.weights import save_tensors
 from .world import World
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-3}

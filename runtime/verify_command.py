@@ -13,8 +13,8 @@ import torch
 from stagewright.allocation import keep_freed_memory
 from stagewright.task import load_task
 
-from .package import load_package
 from .session import Settings
+from .storage.package import load_package
 from .verify import Verification, verify
 from .world import (
     check_world_size,

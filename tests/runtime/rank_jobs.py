@@ -9,8 +9,8 @@ import torch
 
 from stagewright.runtime.batches import DataOrder, MicrobatchData
 from stagewright.runtime.session import Session, Settings
+from stagewright.runtime.storage.weights import save_tensors, state_of_stages
 from stagewright.runtime.trainer import TrainingOptions, train
-from stagewright.runtime.weights import save_tensors, state_of_stages
 from stagewright.runtime.world import World
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stagewright.document import InputError
-from stagewright.runtime.checkpoint import load_checkpoint, newest_checkpoint
+from stagewright.runtime.storage.checkpoint import load_checkpoint, newest_checkpoint
 
 RankPool = Any
 MakePackage = Any

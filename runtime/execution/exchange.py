@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from stagewright.plan import Border
 from stagewright.program import Message
+from stagewright.runtime.faults import waiting_for
 from stagewright.schedule import Edge
 from stagewright.value import TensorSpec, tensors_of
 
-from .faults import waiting_for
 from .values import Precision, ValueMismatchError, check_tensor, empty_like_spec
 
 MAX_PENDING_SENDS = 16

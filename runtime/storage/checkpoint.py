@@ -14,10 +14,10 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from stagewright.document import Format, InputError, Record, load_record, save_record
+from stagewright.runtime.faults import waiting_for
+from stagewright.runtime.world import World
 
-from .faults import waiting_for
 from .weights import save_tensors
-from .world import World
 
 CHECKPOINT_FORMAT = Format(name="stagewright.checkpoint", version=1)
 _OPTIMIZER_KEY = re.compile(r"optimizer:(?P<state>[^:]*):(?P<name>.*)")

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .faults import waiting_for
-from .world import World
+from stagewright.runtime.faults import waiting_for
+from stagewright.runtime.world import World
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from stagewright.optimizer.codegen.package import generate
-from stagewright.runtime.recompute import RecomputingRunner
-from stagewright.runtime.stage import StageRunner
+from stagewright.runtime.execution.recompute import RecomputingRunner
+from stagewright.runtime.execution.stage import StageRunner
 
 RankPool = Any
 MakePackage = Any

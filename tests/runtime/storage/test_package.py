@@ -6,9 +6,9 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.plan import Plan
-from stagewright.runtime.package import load_package
+from stagewright.runtime.storage.package import load_package
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "plan.v2.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "plan.v2.json"
 
 
 def test_a_plan_for_inference_is_not_trained(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What ranks read and write: generated packages, weights, checkpoints."""
