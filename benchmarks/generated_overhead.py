@@ -26,7 +26,7 @@ from stagewright.graph import LayerGraph
 from stagewright.optimizer.borders import borders_of, chain_of, inputs_of, stage_layers
 from stagewright.optimizer.codegen.package import generate
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
-from stagewright.profiler.measure import Repeats
+from stagewright.profiler.measuring.measure import Repeats
 from stagewright.profiler.profile import Request, profile
 from stagewright.task import Task, load_task
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagewright.cli import run
-from stagewright.profiler.measure import Repeats
+from stagewright.profiler.measuring.measure import Repeats
 from stagewright.profiler.profile import Request, profile
 from stagewright.profiler.report import sum_against_whole
 from stagewright.task import load_task
