@@ -1,6 +1,6 @@
 """Cut a model into stages for the devices of a cluster, as fast as the cost model allows.
 
-example: stagewright optimize hete_files/one_fast_two_slow.toml -o plan.json --batch-size 64
+example: stagewright optimize hete_files/one_fast_two_slow.toml -o plan.json --batch-size 128
 """
 
 import argparse

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         limits=Repeats(repeats=args.repeats, max_seconds=args.max_seconds),
     )
-    bar = partial(tqdm, desc="profile", unit="repeat", file=sys.stderr, leave=False)
+    bar = partial(tqdm, desc="profile", unit="repeat", file=sys.stderr, leave=False, disable=None)
     graph = profile(load_task(args.task), request, bar)
     graph.save(args.output)
     files = [args.output] + (write_dot(args.dot, dot_source(graph)) if args.dot else [])
