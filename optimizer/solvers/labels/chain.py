@@ -48,8 +48,6 @@ class Costs(NamedTuple):
     """(K, L + 1, L + 1) units in flight that fit into memory; 0 if not even the parameters do."""
     inside: IntArray
     """(K,) a stage of more replicas sums gradients across servers."""
-    packs: bool
-    """Whether also one whose replicas do not divide a server evenly does: its place may be split."""
     sum_latency_ms: FloatArray
     """(2, 2): inside a server and across, over up to two kinds of links."""
     sum_ms_per_byte: FloatArray
@@ -127,7 +125,6 @@ def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
         near=np.array([_near(problem, t, optimistic) for t in types], dtype=np.int64),
         fits=_fits(tables, types),
         inside=np.array([_most_in_one_server(problem, t) for t in types], dtype=np.int64),
-        packs=not (optimistic or _placement_is_free(problem)),
         sum_latency_ms=sums[0],
         sum_ms_per_byte=sums[1],
         replicas=replicas,

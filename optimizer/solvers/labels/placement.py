@@ -1,33 +1,81 @@
 """Puts the replicas of a plan's stages, chosen by type, onto the devices of the servers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from stagewright.optimizer.costs.cost import IntArray
 from stagewright.optimizer.problem import Group, StageChoice
 
+from .chain import Chain
+from .stage import SLACK, load_ms, total_ms
 
-def place(rows: IntArray, types: Sequence[str], groups: Sequence[Group]) -> tuple[StageChoice, ...]:
-    """Return the stages of rows (first, behind last, type, replicas) on groups of devices.
+Devices = list[int]
 
-    From the last stage: on the server of the stage behind if all replicas find room there, else on the
-    fullest server that has room for all, else on as few servers as possible.
+
+def placements(
+    rows: IntArray, chain: Chain, groups: Sequence[Group]
+) -> Iterator[tuple[StageChoice, ...]]:
+    """Yield ways to put the stages of rows (first, behind last, type, replicas) on groups of devices.
+
+    Where servers make a difference: for near messages, for near gradient sums, and for near sums of the
+    stages that would else be above the largest load.
+    """
+    every = range(len(rows))
+    yield _placed(rows, chain, groups, every[::-1], by_neighbour=True)
+    if chain.is_exact:
+        return
+    replicas = rows[:, 3].tolist()
+    largest_first = sorted(every, key=lambda stage: -replicas[stage])
+    yield _placed(rows, chain, groups, largest_first, by_neighbour=False)
+    costs = chain.costs._replace(inside=np.zeros_like(chain.costs.inside))
+    most_ms = total_ms(chain.costs, rows)[0] * SLACK
+    may_split = [
+        load_ms(costs, row[2], row[0], row[1], row[3])[0] <= most_ms for row in rows.tolist()
+    ]
+    critical_first = sorted(largest_first, key=lambda stage: may_split[stage])
+    yield _placed(rows, chain, groups, critical_first, by_neighbour=False)
+
+
+def _placed(
+    rows: IntArray,
+    chain: Chain,
+    groups: Sequence[Group],
+    order: Sequence[int],
+    *,
+    by_neighbour: bool,
+) -> tuple[StageChoice, ...]:
+    """Place stages in some order, each on one server if any has room, else on as few as possible.
+
+    Of the servers with room: the fullest one, and before or after that the one of a neighbouring stage.
     """
     free = [len(group.slots) for group in groups]
-    near: set[str] = set()
-    stages = []
-    for first, last, kind, count in reversed(rows.tolist()):
-        own = [i for i, group in enumerate(groups) if group.device_type == types[kind] and free[i]]
-        # Where all fit: beside the next stage first, then the least room left over.
-        own.sort(key=lambda i: (free[i] < count, groups[i].server not in near, free[i]))
-        if own and free[own[0]] < count:
-            own.sort(key=lambda i: -free[i])
-        devices = [0] * len(groups)
-        for index in own:
+    placed: dict[int, Devices] = {}
+    for stage in order:
+        kind, count = int(rows[stage, 2]), int(rows[stage, 3])
+        near = {
+            groups[index].server
+            for neighbour in (stage - 1, stage + 1)
+            for index, taken in enumerate(placed.get(neighbour, ()))
+            if taken
+        }
+        own = [i for i, group in enumerate(groups) if group.device_type == chain.types[kind]]
+        placed[stage] = devices = [0] * len(groups)
+        while count:
+            fitting = [i for i in own if free[i] >= count]
+            if fitting:
+                far = {i: groups[i].server not in near for i in fitting}
+                index = min(
+                    fitting, key=lambda i: (far[i], free[i]) if by_neighbour else (free[i], far[i])
+                )
+            else:
+                index = max(own, key=lambda i: free[i])
             taken = min(free[index], count)
-            devices[index] = taken
+            assert taken
+            devices[index] += taken
             free[index] -= taken
             count -= taken
-        assert count == 0
-        near = {groups[i].server for i, taken in enumerate(devices) if taken}
-        stages.append(StageChoice(first, last, tuple(devices)))
-    return tuple(reversed(stages))
+    return tuple(
+        StageChoice(first, last, tuple(placed[stage]))
+        for stage, (first, last) in enumerate(rows[:, :2].tolist())
+    )

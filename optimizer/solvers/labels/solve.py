@@ -20,7 +20,7 @@ from stagewright.optimizer.solvers.solution import Solution, space_of
 from .certify import certificate_of
 from .chain import Chain, chain_costs
 from .found import Found
-from .placement import place
+from .placement import placements
 from .step_time import StepTimeSearch
 from .throughput import ThroughputSearch
 
@@ -37,9 +37,9 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
     plans = bounds if bounds.is_exact else chain_costs(tables, optimistic=False)
 
     def evaluate(rows: IntArray) -> tuple[float, tuple[StageChoice, ...]] | None:
-        choices = place(rows, plans.types, problem.groups)
-        value_ms = value_of(tables, choices)
-        return None if value_ms is None else (value_ms, choices)
+        scored = [(value_of(tables, c), c) for c in placements(rows, plans, problem.groups)]
+        fitting = [(value_ms, choices) for value_ms, choices in scored if value_ms is not None]
+        return min(fitting, key=lambda scored: scored[0], default=None)
 
     found = Found(evaluate, deadline)
     search(bounds, plans, found)

@@ -1,5 +1,7 @@
 """What one stage costs, compiled; the equations are those of optimizer/costs/cost.py."""
 
+from stagewright.optimizer.costs.cost import IntArray
+
 from .chain import Costs
 from .compiled import compiled
 
@@ -33,8 +35,6 @@ def gradient_sum_ms(costs: Costs, kind: int, num_bytes: float, replicas: int) ->
     if num_bytes <= 0 or replicas == 1:
         return 0.0
     level = 1 if replicas > costs.inside[kind] else 0
-    if costs.packs and costs.inside[kind] % replicas != 0:
-        level = 1
     part = num_bytes / replicas
     slowest = 0.0
     for link in range(2):
@@ -83,3 +83,17 @@ def window_ms(
         else:
             worst = max(worst, rounds * (compute + behind_ms))
     return worst
+
+
+@compiled
+def total_ms(costs: Costs, rows: IntArray) -> tuple[float, float]:
+    """Return (largest load, sum of times) of a plan (first, behind last, type, replicas of each stage)."""
+    most_ms, behind_ms, behind = 0.0, 0.0, 0
+    for stage in range(len(rows) - 1, -1, -1):
+        first, last, kind, replicas = rows[stage]
+        load, time = load_ms(costs, kind, first, last, replicas)
+        window = window_ms(costs, kind, first, last, replicas, behind, behind_ms)
+        most_ms = max(most_ms, load, window)
+        behind_ms += time
+        behind += replicas
+    return most_ms, behind_ms

@@ -9,23 +9,27 @@ import heapq
 import itertools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stagewright.optimizer.costs.cost import FloatArray
+from stagewright.optimizer.costs.cost import FloatArray, IntArray
+from stagewright.optimizer.problem import StageChoice
 
 from .arcs import find_arcs
 from .chain import Chain
 from .decide import Answer, Bound, search_plan, time_bound, useful_arcs
 from .found import Found, Leaf
 from .prices import FAR
+from .stage import total_ms
 
 TOLERANCE = 1e-9
 FIRST_BEAM = 100
 WIDE_BEAMS = (400, 2000)
 MOST_ROOM = 400_000
 GRID = (1.03, 1.15, 1.35, 1.7, 2.5, 6.0, 100.0, 1e4, 1e8)
+RELAXED_PART = 0.6
+"""Of the time, for the bound where servers make a difference."""
 NARROW = 1e-3
 """Intervals of this part of the value are searched by labels without beam."""
 BEAM_EVERY = 12
@@ -56,10 +60,38 @@ class StepTimeSearch:
 
     def run(self) -> None:
         """Search until the plan is proven or time is up."""
+        if not self.plans.is_exact:
+            self._relax()
         self._first_plans()
         found = self.found
-        if not found.stages:
-            return
+        if found.stages and self.plans.is_exact:
+            self._prove()
+        self._improve()
+
+    def _relax(self) -> None:
+        """Bound the value by the best plan at optimistic costs; try the plans found on the way."""
+        bounds, found, now = replace(self.bounds, is_exact=True), self.found, time.perf_counter()
+
+        def evaluate(rows: IntArray) -> tuple[float, tuple[StageChoice, ...]]:
+            found.offer(rows)
+            types = range(len(bounds.types))
+            stages = (
+                StageChoice(first, last, tuple(replicas * (kind == k) for k in types))
+                for first, last, kind, replicas in rows.tolist()
+            )
+            return sum(total_ms(bounds.costs, rows)), tuple(stages)
+
+        relaxed = Found(evaluate, now + RELAXED_PART * (found.deadline - now))
+        try:
+            StepTimeSearch(bounds, bounds, relaxed).run()
+        finally:
+            found.bound_ms, found.leaves = relaxed.bound_ms, relaxed.leaves
+            found.closed_by_labels = relaxed.closed_by_labels
+            found.thresholds += relaxed.thresholds
+
+    def _prove(self) -> None:
+        """Raise the bound to the value."""
+        found = self.found
         root_ms = found.value_ms
         root = self._bound(root_ms, 0.0)
         found.leaves = [Leaf(root_ms, Bound(math.inf, 0.0, np.zeros_like(root.prices), False))]
@@ -71,13 +103,12 @@ class StepTimeSearch:
             self._is_proven()
             left = sorted(self.open, key=lambda entry: entry[1])
             found.leaves += [Leaf(i.low_ms, i.bound) for _, _, i in left]
-        self._improve()
 
     def _improve(self) -> None:
         """Use the time that is left on plans, with wider beams, where the bound cannot be raised."""
-        load_ms = self.best_load_ms
+        found, load_ms = self.found, self.best_load_ms
         for beam, factor in itertools.product(WIDE_BEAMS, (1.0, 0.97, 1.03, 1.06, 1.1)):
-            if self._is_proven() or time.perf_counter() > self.found.deadline:
+            if found.gap <= TOLERANCE or time.perf_counter() > found.deadline:
                 return
             self._try(load_ms * factor, math.inf, beam)
 

@@ -24,7 +24,10 @@ from .prices import MARGIN
 
 TOLERANCE = 1e-9
 FIRST_BEAM = 200
+WIDE_BEAM = 1600
 MOST_BEAM = 100_000
+CLOSE = (1e-4, 2e-4, 4e-4)
+"""So little above replica-indexed bounds few labels are left, and none need be cut off."""
 TIGHT = 1.002
 """Memory counts as tight if replica-indexed prices raise the bound by this factor."""
 
@@ -38,6 +41,7 @@ class ThroughputSearch:
         self.indexed = False
         """Whether replica-indexed prices are worth their time: memory is tight."""
         self.low_ms = 0.0
+        self.beam = FIRST_BEAM
 
     def run(self) -> None:
         """Search until the plan is proven or time is up."""
@@ -117,6 +121,13 @@ class ThroughputSearch:
                 high_ms = middle
 
     def _first_plan(self) -> None:
+        bound_ms = self.low_ms
+        for gap in CLOSE if self.indexed else ():
+            answer = self._decide(bound_ms * (1 + gap), WIDE_BEAM)
+            if self.found.offer(answer.plan):
+                self.beam = WIDE_BEAM
+            if answer.plan is not None or not answer.is_complete or self.found.is_late:
+                break
         gap = 5e-4
         while not self.found.stages and gap < 1e4 and not (self.found.is_late and gap > 1):
             threshold_ms = self.low_ms * (1 + gap)
@@ -146,7 +157,7 @@ class ThroughputSearch:
 
     def _close(self) -> None:
         """Bring plan and bound together."""
-        found, beam = self.found, FIRST_BEAM
+        found, beam = self.found, self.beam
         unknown_ms = self.low_ms
         """Up to here this beam finds nothing."""
         while found.stages and found.value_ms - self.low_ms > TOLERANCE * found.value_ms:

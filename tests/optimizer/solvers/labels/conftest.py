@@ -64,7 +64,6 @@ def _random_chain(seed: int) -> Chain:
         near=np.full(kinds, 99, dtype=np.int64),
         fits=np.array(fits).astype(np.int64),
         inside=np.full(kinds, 99, dtype=np.int64),
-        packs=False,
         sum_latency_ms=np.array([[0.05, 0.0], [0.05, 0.0]]),
         sum_ms_per_byte=np.array([[0.01, 0.0], [0.01, 0.0]]),
         replicas=replicas,
