@@ -1,6 +1,7 @@
 """stagewright train: run this rank's part of a plan; start it with torchrun, one process per rank."""
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -26,10 +27,11 @@ from .faults import (
     end_rank,
 )
 from .report import RunReport, format_report, make_report
-from .session import OPTIMIZERS, Session, Settings
+from .session import Session, Settings
 from .storage.package import load_package
 from .storage.weights import save_tensors
 from .trainer import History, TrainingOptions, describe, train
+from .updating import RATE_SCHEDULES
 from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
 
 LONGEST_TIMEOUT_S = 86400.0
@@ -42,6 +44,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         (n, lambda v: 0 <= v < math.inf, "a finite number from 0")
         for n in ("lr", "momentum", "weight_decay")
     ),
+    ("warm_up", lambda v: v >= 0, "at least 0"),
+    ("clip_norm", lambda v: 0 < v < math.inf, "a finite number above 0"),
     (
         "timeout",
         lambda v: 0 < v <= LONGEST_TIMEOUT_S,
@@ -70,7 +74,27 @@ def make_parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=1)
     add("--max-steps", type=int, help="stop after so many steps in all")
     add("--schedule", choices=SCHEDULES, help="default: the plan's; the plan predicts its own only")
-    add("--optimizer", choices=sorted(OPTIMIZERS), default="sgd")
+    add(
+        "--optimizer",
+        default="sgd",
+        metavar="NAME",
+        help="sgd, adam, adamw or a class of torch.optim",
+    )
+    add(
+        "--optimizer-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one more argument of the optimizer; VALUE is JSON: betas=[0.9,0.95]",
+    )
+    add(
+        "--lr-schedule",
+        choices=RATE_SCHEDULES,
+        default="constant",
+        help="down to 0 at the last epoch",
+    )
+    add("--warm-up", type=int, default=0, metavar="STEPS", help="steps in which the rate rises")
+    add("--clip-norm", type=float, help="largest norm of all gradients together")
     add("--lr", type=float, default=0.01, help="learning rate")
     add("--momentum", type=float, default=0.9, help="sgd only")
     add("--weight-decay", type=float, default=0.0)
@@ -165,6 +189,10 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
     world = join_world(rank, size, choose_device(args.device, local_rank), args.timeout)
     settings = Settings(
         optimizer=args.optimizer,
+        optimizer_options=_options(args.optimizer_option),
+        rate_schedule=args.lr_schedule,
+        warm_up_steps=args.warm_up,
+        clip_norm=args.clip_norm,
         learning_rate=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
@@ -215,3 +243,24 @@ def _print_result(args: argparse.Namespace, history: History, report: RunReport)
     print(format_report(report))
     if args.output is not None:
         print(f"wrote {args.output}")
+
+
+def _options(words: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """Return the optimizer's further arguments.
+
+    Raises:
+        InputError: one is not NAME=VALUE with a JSON value.
+    """
+    options = []
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value, equals = None, ""
+        if not (name.isidentifier() and equals):
+            raise InputError(
+                f"--optimizer-option is {word!r}, expected NAME=VALUE with a JSON value: betas=[0.9,0.95]"
+            )
+        options.append((name, tuple(value) if isinstance(value, list) else value))
+    return tuple(options)

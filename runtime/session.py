@@ -5,7 +5,7 @@ losses = session.train_step(data, step=0)      # forward, backward, gradient sum
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,9 +39,8 @@ from .storage.weights import (
     tensors_of_stages,
     with_tied_names,
 )
+from .updating import clip_gradients, make_optimizer, rate_at
 from .world import World, check_world_size, shake_hands
-
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,13 @@ class Settings:
     momentum: float = 0.9
     """SGD only."""
     weight_decay: float = 0.0
+    optimizer_options: tuple[tuple[str, Any], ...] = ()
+    """More arguments of the optimizer, by name."""
+    rate_schedule: str = "constant"
+    """How the learning rate changes: updating.rate_at."""
+    warm_up_steps: int = 0
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; None: not clipped."""
     seed: int = 0
     schedule: str | None = None
     """None: the plan's."""
@@ -66,10 +72,9 @@ class Settings:
         if not parameters:
             return None
         options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
-        if self.optimizer == "sgd":
+        if self.optimizer.lower() == "sgd":
             options["momentum"] = self.momentum
-        make: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[self.optimizer]
-        return make(parameters, **options)
+        return make_optimizer(self.optimizer, parameters, options | dict(self.optimizer_options))
 
 
 @dataclass
@@ -196,11 +201,22 @@ class Session:
         self.measured.step_s.append(end_s - start_s)
         return {microbatch: loss.item() for microbatch, loss in losses.items()}
 
-    def update(self) -> None:
-        """Apply the optimizer to the summed gradients and clear them."""
+    def update(self, step: int, num_steps: int) -> None:
+        """Clip the summed gradients, apply the optimizer to them and clear them.
+
+        Args:
+            step: steps done before this one.
+            num_steps: of the whole training, for the learning rate.
+        """
+        settings = self.settings
+        start_s, cpu_s = time.perf_counter(), time.thread_time()
+        if settings.clip_norm is not None:
+            clip_gradients(self.reduction, settings.clip_norm, self.world)
         if self.optimizer is None:
             return
-        start_s, cpu_s = time.perf_counter(), time.thread_time()
+        rate = rate_at(settings.rate_schedule, step, num_steps, settings.warm_up_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.executor.emulate(start_s, cpu_s)
@@ -208,10 +224,15 @@ class Session:
         self.measured.update_s.append(spent_s)
         self.measured.step_s[-1] += spent_s
 
-    def train_step(self, data: Batches, step: int) -> dict[int, float]:
-        """Run one whole step; return this rank's weighted losses by micro-batch."""
+    def train_step(
+        self, data: Batches, step: int, num_steps: int | None = None
+    ) -> dict[int, float]:
+        """Run one whole step; return this rank's weighted losses by micro-batch.
+
+        num_steps of the whole training is needed where the learning rate falls.
+        """
         losses = self.compute_gradients(data, step)
-        self.update()
+        self.update(step, step + 1 if num_steps is None else num_steps)
         return losses
 
     def evaluate(self, data: MicrobatchData, num_microbatches: int) -> tuple[float, float | None]:

@@ -84,7 +84,11 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
         epoch, position = divmod(step, order.steps_per_epoch)
         microbatches = [order.indices(epoch, position, m) for m in range(plan.num_microbatches)]
         own_losses.append(
-            session.train_step(_data(session, dataset, microbatches, epoch, position), step)
+            session.train_step(
+                _data(session, dataset, microbatches, epoch, position),
+                step,
+                options.epochs * order.steps_per_epoch,
+            )
         )
         bar.update()
         ends_epoch = position + 1 == order.steps_per_epoch or step + 1 == last
