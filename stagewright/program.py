@@ -6,13 +6,12 @@ receive are one event of the order, so even if every operation blocked, the firs
 always proceed: all its participants have finished everything before it.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stagewright.document import InputError
-from stagewright.schedule import Action, Edge, Pipeline, Schedule
-from stagewright.scheduling import is_ready
+from stagewright.schedule import Action, Edge, Pipeline, Progress, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +88,29 @@ def check(pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False)
     """
     _check_presence(pipeline, schedule, forward_only)
     waiting = {rank: deque(row) for rank, row in schedule.rows.items()}
-    done: set[Action] = set()
+    progress = Progress(pipeline)
     order: list[Action] = []
-    while any(waiting.values()):
-        started = [
-            row.popleft()
-            for _, row in sorted(waiting.items())
-            if row and is_ready(pipeline, row[0], done)
-        ]
-        if not started:
-            stuck = "; ".join(
-                f"rank {rank} waits at {row[0]} for {_lacking(pipeline, row[0], done)}"
-                for rank, row in sorted(waiting.items())
-                if row
-            )
-            raise InputError(f"the schedule deadlocks: {stuck}; reorder the rows\n{schedule}")
-        done.update(started)
-        order += started
+    candidates = set(waiting)
+    while candidates:
+        started = []
+        for rank in sorted(candidates):
+            row = waiting[rank]
+            if row and progress.is_ready(row[0].stage, row[0].kind, row[0].microbatch):
+                started.append((rank, row.popleft()))
+        # Only these ranks can have got what they wait for.
+        candidates = set()
+        for rank, action in started:
+            candidates.add(rank)
+            candidates.update(progress.add(action))
+            order.append(action)
+    if any(waiting.values()):
+        done = set(order)
+        stuck = "; ".join(
+            f"rank {rank} waits at {row[0]} for {_lacking(pipeline, row[0], done)}"
+            for rank, row in sorted(waiting.items())
+            if row
+        )
+        raise InputError(f"the schedule deadlocks: {stuck}; reorder the rows\n{schedule}")
     return order
 
 
@@ -132,23 +137,27 @@ def _check_presence(pipeline: Pipeline, schedule: Schedule, forward_only: bool) 
         raise InputError(
             f"the schedule has rows for ranks {sorted(schedule.rows)}, expected {pipeline.ranks}"
         )
-    counts: Counter[tuple[int, int, str]] = Counter()
+    counts: dict[str, list[list[int]]] = {
+        kind: [[0] * pipeline.num_microbatches for _ in pipeline.stages] for kind in "FBIW"
+    }
+    routes = pipeline.routes
     for rank, row in schedule.rows.items():
         for action in row:
+            stage, microbatch = action.stage, action.microbatch
             known = (
-                action.stage < len(pipeline.stages)
-                and action.microbatch < pipeline.num_microbatches
+                stage < len(routes)
+                and microbatch < pipeline.num_microbatches
                 and action.slice is None
             )
-            if not known or pipeline.routes[action.stage][action.microbatch] != rank:
+            if not known or routes[stage][microbatch] != rank:
                 raise InputError(
                     f"rank {rank} has action {action}, which the plan does not give it"
                 )
-            counts[action.stage, action.microbatch, action.kind] += 1
-    for stage in range(len(pipeline.stages)):
-        for microbatch in range(pipeline.num_microbatches):
-            found = tuple(counts[stage, microbatch, kind] for kind in "FBIW")
-            complete = {(1, 0, 0, 0)} if forward_only else {(1, 1, 0, 0), (1, 0, 1, 1)}
+            counts[action.kind][stage][microbatch] += 1
+    complete = {(1, 0, 0, 0)} if forward_only else {(1, 1, 0, 0), (1, 0, 1, 1)}
+    for stage in range(len(routes)):
+        of_kinds = (counts[kind][stage] for kind in "FBIW")
+        for microbatch, found in enumerate(zip(*of_kinds, strict=True)):
             if found not in complete:
                 raise InputError(
                     f"stage {stage} has (F, B, I, W) = {found} for micro-batch {microbatch}, expected one of "

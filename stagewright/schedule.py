@@ -3,6 +3,7 @@
 The simulator, the tests, the pictures and the runtime read the same rows.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -113,13 +114,67 @@ def _deal(workers: tuple[Worker, ...], num_microbatches: int) -> tuple[int, ...]
     """
     total = sum(worker.share for worker in workers)
     credit = [0] * len(workers)
-    ranks = []
-    for _ in range(num_microbatches):
+    ranks: list[int] = []
+    if len({worker.share for worker in workers}) == 1:
+        # The same in less time: each in turn.
+        turns = itertools.cycle(worker.rank for worker in workers)
+        return tuple(itertools.islice(turns, num_microbatches))
+    for _ in range(min(num_microbatches, total)):
         credit = [owned + worker.share for owned, worker in zip(credit, workers, strict=True)]
         chosen = max(range(len(workers)), key=lambda index: (credit[index], -index))
         credit[chosen] -= total
         ranks.append(workers[chosen].rank)
-    return tuple(ranks)
+    return tuple(itertools.islice(itertools.cycle(ranks), num_microbatches))
+
+
+class Progress:
+    """Which actions are done, and so which can start: `needs` made fast, for a pipeline without slices."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        stages, size = range(len(pipeline.stages)), pipeline.num_microbatches
+        forward = [bytearray(size) for _ in stages]
+        backward = [bytearray(size) for _ in stages]
+        split = [bytearray(size) for _ in stages]
+        values = [[forward[edge.source] for edge in pipeline.sources[s]] for s in stages]
+        gradients = [
+            [forward[s], *(backward[e.target] for e in pipeline.targets[s] if e.carries_gradient)]
+            for s in stages
+        ]
+        self._done: dict[Kind, list[list[bytearray]]] = {
+            "F": [[column] for column in forward],
+            "B": [[column] for column in backward],
+            "I": [list(pair) for pair in zip(backward, split, strict=True)],
+            "W": [[] for _ in stages],
+        }
+        """By kind and stage: columns with a place for every micro-batch, which such an action sets."""
+        self._needed: dict[Kind, list[list[bytearray]]] = {
+            "F": values,
+            "B": gradients,
+            "I": gradients,
+            "W": [[column] for column in split],
+        }
+        """Those that must be set before it starts."""
+        self._routes = pipeline.routes
+        after = [[edge.target for edge in pipeline.targets[s]] for s in stages]
+        before = [[edge.source for edge in pipeline.sources[s]] for s in stages]
+        self._served: dict[Kind, list[list[int]]] = {
+            "F": after,
+            "B": before,
+            "I": before,
+            "W": [[] for _ in stages],
+        }
+        """Other stages that may wait for it."""
+
+    def is_ready(self, stage: int, kind: Kind, microbatch: int) -> bool:
+        """Return whether all that an action needs is done."""
+        return all(column[microbatch] for column in self._needed[kind][stage])
+
+    def add(self, action: Action) -> list[int]:
+        """Note that an action is done; return the other ranks that may have waited for it."""
+        stage, kind, microbatch = action.stage, action.kind, action.microbatch
+        for column in self._done[kind][stage]:
+            column[microbatch] = 1
+        return [self._routes[s][microbatch] for s in self._served[kind][stage]]
 
 
 @dataclass(frozen=True)

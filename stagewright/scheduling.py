@@ -11,11 +11,10 @@ Bubble Pipeline Parallelism", ICLR 2024 (ZB-H1).
 
 import heapq
 import math
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from stagewright.document import InputError
-from stagewright.schedule import Action, Kind, Pipeline, Schedule
+from stagewright.schedule import Action, Kind, Pipeline, Progress, Schedule
 
 SCHEDULES = ("gpipe", "1f1b", "zero-bubble")
 """Of training steps."""
@@ -82,41 +81,54 @@ def units_held_at_most(pipeline: Pipeline) -> list[dict[int, int]]:
 
 def _split_by_share(pipeline: Pipeline, units: list[int]) -> list[dict[int, int]]:
     """Return each stage's units split over its replicas by share, rounded up."""
+    shares = [sum(worker.share for worker in workers) for workers in pipeline.stages]
     return [
-        {w.rank: math.ceil(count * w.share / sum(o.share for o in workers)) for w in workers}
-        for workers, count in zip(pipeline.stages, units, strict=True)
+        {w.rank: math.ceil(count * w.share / total) for w in workers}
+        for workers, count, total in zip(pipeline.stages, units, shares, strict=True)
     ]
 
 
+class _Queue:
+    """What one rank has left to do for one of its stages, in the order of the micro-batches."""
+
+    def __init__(self, stage: int, allowed: int, most: int, *, is_split: bool) -> None:
+        self.stage = stage
+        self.allowed = allowed
+        self.most = most
+        self.is_split = is_split
+        """Whether its backward is in two parts."""
+        self.units: list[int] = []
+        """The micro-batches dealt to it."""
+        self.started: dict[Kind, int] = {"F": 0, "B": 0, "I": 0, "W": 0}
+
+    def may_forward(self) -> bool:
+        """Return whether the rank may hold one unit more.
+
+        On the way are units that have gone forward and not back to the stage before. Where the backward is
+        split, units whose weight gradients wait are held too; every stage may hold as many in all as the
+        first one, which must anyway (ZB-H1).
+        """
+        started = self.started
+        if started["F"] - started["B"] - started["I"] >= self.allowed:
+            return False
+        return not self.is_split or self.held() < self.most
+
+    def held(self) -> int:
+        """Return how many units are between the start of their forward and of their last backward part."""
+        return self.started["F"] - self.started["B"] - self.started["W"]
+
+
 class _Rank:
-    """What one rank has left to do, per stage, in the order of the micro-batches."""
+    """What one rank has left to do."""
 
     def __init__(self) -> None:
-        self.units: dict[int, list[int]] = defaultdict(list)
-        """By stage: the micro-batches dealt to it."""
-        self.started: Counter[tuple[int, str]] = Counter()
-        """By stage and kind of action: how many were started."""
+        self.queues: list[_Queue] = []
+        """Of its stages, the last stage first."""
         self.row: list[Action] = []
         self.busy = False
 
-    def next(self, stage: int, kind: Kind) -> Action | None:
-        """Return the next action of a kind; None if all are started."""
-        index = self.started[stage, kind]
-        units = self.units[stage]
-        return Action(stage, kind, units[index]) if index < len(units) else None
-
-    def on_the_way(self, stage: int) -> int:
-        """Return how many units have gone forward and not back to the stage before."""
-        started = self.started
-        return started[stage, "F"] - started[stage, "B"] - started[stage, "I"]
-
-    def held(self, stage: int) -> int:
-        """Return how many units are between the start of their forward and of their last backward part."""
-        started = self.started
-        return started[stage, "F"] - started[stage, "B"] - started[stage, "W"]
-
     def forwards_left(self) -> bool:
-        return any(self.started[stage, "F"] < len(units) for stage, units in self.units.items())
+        return any(queue.started["F"] < len(queue.units) for queue in self.queues)
 
 
 class _Run:
@@ -130,17 +142,23 @@ class _Run:
         forwards_first: bool = False,
         splits_backward: bool = False,
     ) -> None:
-        self.pipeline = pipeline
-        self.allowed = allowed
-        self.most = units_held_at_most(pipeline) if splits_backward else allowed
+        most = units_held_at_most(pipeline) if splits_backward else allowed
         self.forwards_first = forwards_first
-        self.splits_backward = splits_backward
         self.forward_time = _balanced_forward_times(pipeline)
-        self.done: set[Action] = set()
+        self.progress = Progress(pipeline)
         self.ranks: dict[int, _Rank] = {rank: _Rank() for rank in pipeline.ranks}
-        for stage, route in enumerate(pipeline.routes):
-            for microbatch, rank in enumerate(route):
-                self.ranks[rank].units[stage].append(microbatch)
+        for stage in reversed(range(len(pipeline.stages))):
+            is_split = splits_backward and any(e.carries_gradient for e in pipeline.sources[stage])
+            queues = {
+                worker.rank: _Queue(
+                    stage, allowed[stage][worker.rank], most[stage][worker.rank], is_split=is_split
+                )
+                for worker in pipeline.stages[stage]
+            }
+            for microbatch, rank in enumerate(pipeline.routes[stage]):
+                queues[rank].units.append(microbatch)
+            for rank, queue in queues.items():
+                self.ranks[rank].queues.append(queue)
 
     def trace(self) -> Schedule:
         """Return what every rank did."""
@@ -149,87 +167,65 @@ class _Run:
         now = 0
         while waiting or events:
             for rank in sorted(waiting):
-                action = self._choose(rank)
+                action = self._start(self.ranks[rank])
                 if action is not None:
-                    heapq.heappush(events, (now + self._start(rank, action), rank, action))
+                    duration = self.forward_time[action.stage][rank]
+                    duration *= 2 if action.kind == "B" else 1
+                    heapq.heappush(events, (now + duration, rank, action))
             waiting = set()
             if events:
                 now = events[0][0]
             while events and events[0][0] == now:
                 _, rank, action = heapq.heappop(events)
-                self.done.add(action)
                 self.ranks[rank].busy = False
-                waiting |= {rank, *_ranks_served(self.pipeline, action)}
+                waiting.add(rank)
+                waiting.update(self.progress.add(action))
             waiting = {rank for rank in waiting if not self.ranks[rank].busy}
         assert not any(state.forwards_left() for state in self.ranks.values())
-        assert all(state.held(s) == 0 for state in self.ranks.values() for s in state.units)
+        assert all(q.held() == 0 for state in self.ranks.values() for q in state.queues)
         return Schedule({rank: tuple(state.row) for rank, state in self.ranks.items()})
 
-    def _start(self, rank: int, action: Action) -> int:
-        """Note that a rank starts an action; return its duration."""
-        state = self.ranks[rank]
+    def _start(self, state: _Rank) -> Action | None:
+        """Return the action that a free rank starts now; None if nothing is ready. Later stages go first."""
+        found = self._choose(state)
+        if found is None:
+            return None
+        queue, kind = found
+        action = Action(queue.stage, kind, queue.units[queue.started[kind]])
+        queue.started[kind] += 1
         state.busy = True
         state.row.append(action)
-        state.started[action.stage, action.kind] += 1
-        return self.forward_time[action.stage][rank] * (2 if action.kind == "B" else 1)
+        return action
 
-    def _choose(self, rank: int) -> Action | None:
-        """Return the action that a free rank starts now; None if nothing is ready. Later stages go first."""
-        state = self.ranks[rank]
-        stages = sorted(state.units, reverse=True)
-        split = [stage for stage in stages if self._is_split(stage)]
-        whole = [stage for stage in stages if not self._is_split(stage)]
-        if self.forwards_first and state.forwards_left():
-            whole = []
-        return (
-            self._first_ready(state, split, "I")
-            or self._first_ready(state, [s for s in stages if self._may_forward(rank, s)], "F")
-            or self._first_ready(state, whole, "B")
-            or self._first_ready(state, split, "W")
-        )
-
-    def _may_forward(self, rank: int, stage: int) -> bool:
-        """Return whether a rank may hold one unit more.
-
-        Where the backward is split, units whose weight gradients wait are held too; every stage may hold as
-        many in all as the first one, which must anyway (ZB-H1).
-        """
-        state = self.ranks[rank]
-        if state.on_the_way(stage) >= self.allowed[stage][rank]:
-            return False
-        return not self._is_split(stage) or state.held(stage) < self.most[stage][rank]
-
-    def _first_ready(self, state: _Rank, stages: list[int], kind: Kind) -> Action | None:
-        for stage in stages:
-            action = state.next(stage, kind)
-            if action is not None and is_ready(self.pipeline, action, self.done):
-                return action
+    def _choose(self, state: _Rank) -> tuple[_Queue, Kind] | None:
+        for queue in state.queues:
+            if queue.is_split and self._is_ready(queue, "I"):
+                return queue, "I"
+        for queue in state.queues:
+            if queue.may_forward() and self._is_ready(queue, "F"):
+                return queue, "F"
+        if not self.forwards_first or not state.forwards_left():
+            for queue in state.queues:
+                if not queue.is_split and self._is_ready(queue, "B"):
+                    return queue, "B"
+        for queue in state.queues:
+            if queue.is_split and self._is_ready(queue, "W"):
+                return queue, "W"
         return None
 
-    def _is_split(self, stage: int) -> bool:
-        edges = self.pipeline.sources[stage]
-        return self.splits_backward and any(edge.carries_gradient for edge in edges)
-
-
-def is_ready(pipeline: Pipeline, action: Action, done: set[Action]) -> bool:
-    """Return whether all that an action needs is done."""
-    return all(
-        any(choice in done for choice in need) if isinstance(need, tuple) else need in done
-        for need in pipeline.needs(action)
-    )
-
-
-def _ranks_served(pipeline: Pipeline, action: Action) -> set[int]:
-    """Return the ranks that may have waited for an action."""
-    edges = pipeline.targets[action.stage] if action.kind == "F" else pipeline.sources[action.stage]
-    stages = (edge.target if action.kind == "F" else edge.source for edge in edges)
-    return {pipeline.routes[stage][action.microbatch] for stage in stages}
+    def _is_ready(self, queue: _Queue, kind: Kind) -> bool:
+        """Return whether the next action of a kind can start."""
+        index = queue.started[kind]
+        if index == len(queue.units):
+            return False
+        return self.progress.is_ready(queue.stage, kind, queue.units[index])
 
 
 def _balanced_forward_times(pipeline: Pipeline) -> list[Mapping[int, int]]:
     """Return for each stage and rank an integer forward time that gives all stages equal throughput."""
     scale = math.lcm(*(worker.share for workers in pipeline.stages for worker in workers))
+    shares = [sum(worker.share for worker in workers) for workers in pipeline.stages]
     return [
-        {w.rank: scale * sum(other.share for other in workers) // w.share for w in workers}
-        for workers in pipeline.stages
+        {w.rank: scale * total // w.share for w in workers}
+        for workers, total in zip(pipeline.stages, shares, strict=True)
     ]

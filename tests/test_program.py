@@ -206,3 +206,21 @@ def test_a_message_prints_where_it_goes() -> None:
     message = Message(Edge(0, 2), 5, forward=False, sender=3, receiver=1)
     expected = "gradients of micro-batch 5 from stage 2 (rank 3) to stage 0 (rank 1)"
     assert str(message) == expected
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(pipelines())
+def test_the_order_is_that_of_turns_in_which_every_rank_that_can_starts_its_next_action(
+    name: str, pipeline: Pipeline
+) -> None:
+    schedule = make_schedule(name, pipeline)
+    rows = {rank: list(row) for rank, row in sorted(schedule.rows.items())}
+    order: list[Action] = []
+    while any(rows.values()):
+        done = set(order)
+        for row in rows.values():
+            needs = pipeline.needs(row[0]) if row else ()
+            choices = (need if isinstance(need, tuple) else (need,) for need in needs)
+            if row and all(done.intersection(choice) for choice in choices):
+                order.append(row.pop(0))
+    assert check(pipeline, schedule) == order

@@ -6,16 +6,18 @@ the two directions do not disturb each other. After their last actions, the rank
 their gradients together; then each updates its parameters.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from stagewright.cluster import Cluster
 from stagewright.optimizer.costs.cost import Overlap, transfer_ms
 from stagewright.plan import Plan
-from stagewright.program import Message, check, messages_from, messages_to
-from stagewright.schedule import Action
+from stagewright.program import Message, check
+from stagewright.schedule import Action, Edge, Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Timeline:
     """Per rank, what it computes, in order, with gradient sum and update at the end."""
     messages: tuple[Event, ...]
 
-    @property
+    @cached_property
     def step_ms(self) -> float:
         return max(event.end_ms for events in self.ranks for event in events)
 
@@ -59,6 +61,19 @@ def simulate(
     return _Play(plan, cluster, overlap).run(sharing)
 
 
+class _Channel:
+    """The messages of one edge in one direction."""
+
+    def __init__(self, pipeline: Pipeline, edge: Edge, *, forward: bool) -> None:
+        self.edge, self.forward = edge, forward
+        ends = (edge.source, edge.target) if forward else (edge.target, edge.source)
+        self.senders, self.receivers = (pipeline.routes[stage] for stage in ends)
+        """Their ranks, by micro-batch."""
+        self.arrival_ms = [math.nan] * pipeline.num_microbatches
+        self.message_ms: dict[tuple[str, str], float] = {}
+        """By the servers of sender and receiver."""
+
+
 class _Play:
     """The state of one simulation."""
 
@@ -71,7 +86,21 @@ class _Play:
         self.server = {replica.rank: replica.server for _, replica in replicas}
         self.free_ms = dict.fromkeys(self.pipeline.ranks, 0.0)
         self.link_free_ms: dict[tuple[int, int], float] = defaultdict(float)
-        self.arrival_ms: dict[Message, float] = {}
+        values = {edge: _Channel(self.pipeline, edge, forward=True) for edge in self.pipeline.edges}
+        gradients = {
+            edge: _Channel(self.pipeline, edge, forward=False)
+            for edge in self.pipeline.edges
+            if edge.carries_gradient
+        }
+        sources, targets = self.pipeline.sources, self.pipeline.targets
+        self.incoming = {
+            "F": [[values[edge] for edge in edges] for edges in sources],
+            "B": [[gradients[edge] for edge in edges if edge in gradients] for edges in targets],
+        }
+        self.outgoing = {
+            "F": [[values[edge] for edge in edges] for edges in targets],
+            "B": [[gradients[edge] for edge in edges if edge in gradients] for edges in sources],
+        }
         self.events: dict[int, list[Event]] = {rank: [] for rank in self.pipeline.ranks}
         self.messages: list[Event] = []
 
@@ -85,10 +114,10 @@ class _Play:
         )
 
     def _play(self, action: Action) -> None:
-        rank = self.pipeline.routes[action.stage][action.microbatch]
-        predicted = self.replicas[action.stage, rank].predicted
-        incoming = messages_to(self.pipeline, action)
-        outgoing = messages_from(self.pipeline, action)
+        stage, microbatch = action.stage, action.microbatch
+        rank = self.pipeline.routes[stage][microbatch]
+        predicted = self.replicas[stage, rank].predicted
+        incoming, outgoing = self._channels(action)
         duration_ms = predicted.forward_ms if action.kind == "F" else predicted.backward_ms
         if (
             action.kind in "IW"
@@ -96,33 +125,47 @@ class _Play:
             duration_ms /= 2
         if self.overlap == "none":
             own = incoming if action.kind == "F" else outgoing
-            duration_ms += sum(self._message_ms(message) for message in own)
-        start_ms = max([self.free_ms[rank], *(self.arrival_ms[message] for message in incoming)])
+            duration_ms += sum([self._message_ms(channel, microbatch) for channel in own])
+        start_ms = self.free_ms[rank]
+        for channel in incoming:
+            start_ms = max(start_ms, channel.arrival_ms[microbatch])
         end_ms = start_ms + duration_ms
         self.free_ms[rank] = end_ms
         self.events[rank].append(Event(action, start_ms, end_ms))
-        for message in outgoing:
-            self.arrival_ms[message] = self._travel(message, end_ms)
+        for channel in outgoing:
+            channel.arrival_ms[microbatch] = self._travel(channel, microbatch, end_ms)
 
-    def _travel(self, message: Message, made_ms: float) -> float:
+    def _channels(self, action: Action) -> tuple[Sequence[_Channel], Sequence[_Channel]]:
+        """Return where an action's messages come from, and where it sends some."""
+        if action.kind == "W":
+            return (), ()
+        kind = "F" if action.kind == "F" else "B"
+        return self.incoming[kind][action.stage], self.outgoing[kind][action.stage]
+
+    def _travel(self, channel: _Channel, microbatch: int, made_ms: float) -> float:
         """Return when a message has come; without overlap its time is within the actions."""
-        if message.sender == message.receiver or self.overlap == "none":
+        pair = sender, receiver = channel.senders[microbatch], channel.receivers[microbatch]
+        if sender == receiver or self.overlap == "none":
             return made_ms
-        pair = (message.sender, message.receiver)
         start_ms = max(made_ms, self.link_free_ms[pair])
-        end_ms = start_ms + self._message_ms(message)
+        end_ms = start_ms + self._message_ms(channel, microbatch)
         self.link_free_ms[pair] = end_ms
+        message = Message(channel.edge, microbatch, channel.forward, sender, receiver)
         self.messages.append(Event(message, start_ms, end_ms))
         return end_ms
 
-    def _message_ms(self, message: Message) -> float:
-        if message.sender == message.receiver:
+    def _message_ms(self, channel: _Channel, microbatch: int) -> float:
+        sender, receiver = channel.senders[microbatch], channel.receivers[microbatch]
+        if sender == receiver:
             return 0.0
-        border = self.borders[message.edge.source, message.edge.target]
-        num_bytes = border.forward_bytes if message.forward else border.backward_bytes
-        servers = self.server[message.sender], self.server[message.receiver]
-        link = self.cluster.link_between(*servers)
-        return float(transfer_ms(num_bytes(self.plan.microbatch_size), [link]))
+        servers = self.server[sender], self.server[receiver]
+        if servers not in channel.message_ms:
+            border = self.borders[channel.edge.source, channel.edge.target]
+            num_bytes = border.forward_bytes if channel.forward else border.backward_bytes
+            link = self.cluster.link_between(*servers)
+            size = self.plan.microbatch_size
+            channel.message_ms[servers] = float(transfer_ms(num_bytes(size), [link]))
+        return channel.message_ms[servers]
 
     def _finish(self, sharing: Sequence[Sequence[int]]) -> None:
         """Add gradient sums, each starting when its last rank is done, and updates."""
