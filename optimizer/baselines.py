@@ -10,6 +10,8 @@ from .problem import Problem, StageChoice
 
 SPEED_SHARES = "data parallel over all, shares by speed"
 EQUAL_SHARES = "data parallel over all, equal shares"
+MOST_ACTIONS = 1_000_000
+"""Of one step of a baseline that is simulated: some ten seconds and a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,11 @@ class Baseline:
     """Into memory; true if memory is not counted."""
 
 
-def baselines_of(tables: StageTables) -> tuple[Baseline, ...]:
-    """Return the baselines: fastest device alone, data parallel over all, an even split of the layers."""
+def baselines_of(tables: StageTables) -> tuple[tuple[Baseline, ...], tuple[str, ...]]:
+    """Return the baselines, and the names of those whose step has too many actions to simulate.
+
+    The fastest device alone, data parallel over all, an even split of the layers.
+    """
     problem, size = tables.problem, tables.size
     fastest = min(
         problem.inputs.graphs,
@@ -40,13 +45,16 @@ def baselines_of(tables: StageTables) -> tuple[Baseline, ...]:
         plans[SPEED_SHARES] = (StageChoice(0, size, everything),)
     if min(problem.num_devices, size) > 1:
         plans["even split of the layers"] = _even_split(problem, size)
-    found = []
+    found, left_out = [], []
     for name, choices in plans.items():
+        if 2 * len(choices) * problem.num_microbatches > MOST_ACTIONS:
+            left_out.append(name)
+            continue
         plan = draft(tables, choices)
         found.append(_baseline(name, plan, problem))
         if name == SPEED_SHARES:
             found.append(_baseline(EQUAL_SHARES, _with_equal_shares(plan), problem))
-    return tuple(found)
+    return tuple(found), tuple(left_out)
 
 
 def _baseline(name: str, plan: Plan, problem: Problem) -> Baseline:

@@ -30,6 +30,16 @@ def chain_of(graph: LayerGraph) -> tuple[LayerNode, ...]:
     return chain
 
 
+def has_branches(graph: LayerGraph) -> bool:
+    """Return whether the layers of the chain have other orders: some layer does not take the one before.
+
+    A bare parameter or an input does not order layers.
+    """
+    return any(
+        before.name not in after.inputs for before, after in itertools.pairwise(chain_of(graph))
+    )
+
+
 def stage_layers(graph: LayerGraph, cuts: Sequence[int]) -> tuple[tuple[str, ...], ...]:
     """Return each stage's layer names in the graph's order, bare parameters with every stage that uses them.
 

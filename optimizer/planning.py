@@ -87,6 +87,8 @@ class Result:
     idle: tuple[str, ...]
     """The device types of the cluster's devices that the plan leaves idle."""
     baselines: tuple[Baseline, ...]
+    baselines_left_out: tuple[str, ...] = ()
+    """Those whose step has too many actions to simulate."""
     fewer: Fewer | None = None
     """Fewer devices that do as well; None: there are none, or it was not looked for."""
     ranking: tuple[Ranked, ...] = ()
@@ -144,13 +146,15 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         ),
         sources=inputs.sources(plan_path),
     )
+    baselines, left_out = baselines_of(tables)
     return Result(
         plan=plan,
         prediction=prediction,
         problem=problem,
         seconds=seconds,
         idle=_idle(plan, problem),
-        baselines=baselines_of(tables),
+        baselines=baselines,
+        baselines_left_out=left_out,
         fewer=fewer,
         ranking=ranking,
         ranked_by=request.rank_by,

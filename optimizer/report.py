@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from .alternatives import Ranked
+from .baselines import MOST_ACTIONS
 from .planning import Result
 from .problem import MS_PER_HOUR
+
+PROVEN_GAP = 1e-9
+"""A plan with at most this gap is proven: nothing is faster but by rounding."""
 
 
 def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
@@ -134,6 +138,8 @@ def _notes(result: Result) -> list[str]:
         within = f" within {' and '.join(limits)}" if (limits := problem.constraints.named) else ""
         notes.append(
             f"fewer devices do as well: {idle} stay idle, using them would not be {better}{within}"
+            if plan.proof.gap <= PROVEN_GAP
+            else f"{idle} stay idle in the best plan found; it is not proven that using them is no {better}"
         )
     if result.fewer is not None:
         notes.append(
@@ -144,6 +150,11 @@ def _notes(result: Result) -> list[str]:
         notes.append(
             f"this is the best of {len(result.ranking)} plans by the simulator, number "
             f"{result.chosen_rank} by the closed formula, in which the bound is proven"
+        )
+    if result.baselines_left_out:
+        notes.append(
+            f"left out of the comparison, as a step has more than {MOST_ACTIONS} actions: "
+            + ", ".join(result.baselines_left_out)
         )
     for baseline in result.baselines:
         faster = baseline.fits and baseline.step_ms < plan.predicted_step_ms * (1 - 1e-9)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from stagewright.certificate import Certificate
+from stagewright.optimizer.borders import has_branches
 from stagewright.optimizer.problem import Problem, StageChoice
 
 
@@ -23,16 +24,21 @@ class Solution:
 
 
 def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
-    """Return which plans an exact solver searches, for people."""
+    """Return which plans an exact solver searches, for people, and what the bound leaves out."""
     limit = f", at most {problem.max_stages} stages" if problem.max_stages else ""
     if problem.constraints.named:
         limit += f", with {' '.join(problem.constraints.named)}"
     replicas = (
         "any replicas of one type" if one_type_per_stage else "any replicas of one or several types"
     )
+    branches = (
+        " (the graph branches: the bound holds for cuts of this order, not for every order or ideal)"
+        if has_branches(problem.inputs.model)
+        else ""
+    )
     return (
-        f"all cuts of the {len(problem.chain)} layers in the graph's order, device types in any order, "
-        f"{replicas} per stage with micro-batches dealt by speed, idle devices "
+        f"all cuts of the {len(problem.chain)} layers in the graph's order{branches}, device types in any "
+        f"order, {replicas} per stage with micro-batches dealt by speed, idle devices "
         f"allowed{limit}; schedule {problem.schedule}, overlap {problem.overlap}, optimizer "
         f"{problem.optimizer}, memory {'limited' if problem.count_memory else 'ignored'}, update "
         f"{'counted' if problem.count_update else 'ignored'}"

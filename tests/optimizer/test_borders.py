@@ -10,6 +10,7 @@ from stagewright.graph import AttributeOperation, LayerGraph, LayerNode
 from stagewright.optimizer.borders import (
     borders_of,
     chain_of,
+    has_branches,
     inputs_of,
     stage_layers,
     stages_that_share_parameters,
@@ -92,3 +93,13 @@ def test_stages_that_contradict_the_graph_are_refused(
     layers = [make_layer("x", kind="input"), make_layer("a", ["x"]), make_layer("b", ["a"])]
     with pytest.raises(InputError, match=message):
         borders_of(make_graph(layers), stages, 1)
+
+
+def test_a_graph_branches_where_its_layers_have_more_than_one_order(
+    make_layer: MakeLayer, make_graph: MakeGraph
+) -> None:
+    start = [make_layer("x", kind="input"), make_layer("a", ["x"]), make_layer("b", ["a"])]
+    skip = make_graph([*start, make_layer("sum", ["b", "a"])])
+    branch = make_graph([*start, make_layer("c", ["a"]), make_layer("sum", ["b", "c"])])
+    assert not has_branches(skip)
+    assert has_branches(branch)

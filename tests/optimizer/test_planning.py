@@ -7,10 +7,12 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.graph import ExternalOperation, LayerGraph, LayerNode
+from stagewright.optimizer import baselines
 from stagewright.optimizer.given import GivenStages
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, Result, optimize
 from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.report import report_of
 from stagewright.optimizer.solvers import exact
 from stagewright.plan import Plan
 
@@ -190,3 +192,30 @@ def test_a_graph_from_another_system_needs_the_missing_measurements_waived(
     given = GivenStages.parse("b", None, None)
     found = plan(made, count_update=False, count_memory=False, given=given).plan
     assert found.borders[0].forward_bytes(found.microbatch_size) == 40 * found.microbatch_size
+
+
+def test_baselines_with_too_many_actions_are_left_out_and_the_report_says_so(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "MOST_ACTIONS", 20)
+    result = optimize(inputs, Request(batch_size=16, microbatch_size=2), tmp_path / "plan.json")
+    assert [baseline.name for baseline in result.baselines] == [
+        "one fast",
+        baselines.SPEED_SHARES,
+        baselines.EQUAL_SHARES,
+    ]
+    notes = report_of(result, tmp_path / "plan.json")["notes"]
+    assert any("left out" in note and "even split of the layers" in note for note in notes)
+
+
+def test_the_space_of_a_branching_graph_says_for_which_cuts_the_bound_holds(
+    make_layer: MakeLayer, make_graph: MakeGraph, make_inputs: MakeInputs, tmp_path: Path
+) -> None:
+    layers = [make_layer("x", kind="input"), make_layer("a", ["x"]), make_layer("b", ["a"])]
+    for last, says in ((["b"], False), (["a", "b"], False), (["a"], True)):
+        graph = make_graph([*layers, make_layer("c", last)])
+        made = on_disk(make_inputs([graph], [[("fast", 2)]]), tmp_path)
+        for solver in ("exact", "labels", "local-search", "hierarchical", "brute-force"):
+            request = Request(batch_size=2, microbatch_size=1, solver=solver)
+            space = optimize(made, request, tmp_path / "plan.json").plan.proof.space
+            assert ("the bound holds for cuts of this order" in space) == says
