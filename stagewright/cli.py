@@ -9,6 +9,10 @@ from stagewright.document import InputError
 
 COMMANDS = {
     "profile": ("stagewright.profiler.command", "model -> layer graph, measured on this device"),
+    "links": (
+        "stagewright.profiler.links_command",
+        "latency and bandwidth between ranks; start it with torchrun",
+    ),
     "optimize": ("stagewright.optimizer.command", "layer graphs and cluster -> plan"),
     "schedule": (
         "stagewright.optimizer.schedule_command",

@@ -24,7 +24,7 @@ def test_an_unknown_command_is_refused_with_the_known_ones(
 ) -> None:
     assert main(["optimise"]) == 2
     printed = capsys.readouterr()
-    assert "command is 'optimise', expected one of profile, optimize" in printed.err
+    assert "command is 'optimise', expected one of profile, links, optimize" in printed.err
     assert printed.out == ""
 
 
