@@ -106,17 +106,8 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     """
     _check(request)
     started = time.perf_counter()
-    found: list[tuple[Solution, Problem]] = []
     problems = [_problem(inputs, request, size) for size in _microbatch_sizes(inputs, request)]
-    for index, problem in enumerate(problems):
-        limit_s = request.time_limit_s
-        if limit_s is not None:
-            limit_s = (limit_s - (time.perf_counter() - started)) / (len(problems) - index)
-        solution = _solve(problem, request, limit_s)
-        if solution is not None:
-            found.append((solution, problem))
-    if not found:
-        raise _why_nothing_fits(problems[0], request)
+    found = _solve_all(problems, request, started)
     solution, problem = min(found, key=lambda pair: worth(*pair))
     bound = min(bound_of(*pair) for pair in found)
     ranking = _ranking(found, request)
@@ -160,6 +151,27 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         ranked_by=request.rank_by,
         chosen_rank=place + 1,
     )
+
+
+def _solve_all(
+    problems: Sequence[Problem], request: Request, started: float
+) -> list[tuple[Solution, Problem]]:
+    """Return the solutions; the time that is left is split evenly over the problems that are.
+
+    Raises:
+        InputError: none has a solution.
+    """
+    found = []
+    for index, problem in enumerate(problems):
+        limit_s = request.time_limit_s
+        if limit_s is not None:
+            limit_s = (limit_s - (time.perf_counter() - started)) / (len(problems) - index)
+        solution = _solve(problem, request, limit_s)
+        if solution is not None:
+            found.append((solution, problem))
+    if not found:
+        raise _why_nothing_fits(problems[0], request)
+    return found
 
 
 def _ranking(found: Sequence[tuple[Solution, Problem]], request: Request) -> tuple[Ranked, ...]:
