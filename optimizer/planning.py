@@ -15,6 +15,7 @@ from stagewright.scheduling import FORWARD_ONLY, PLANNED_SCHEDULES
 from .alternatives import Fewer, Ranked, best_plans, bound_of, fewer_devices, worth
 from .assemble import Prediction, draft, predict
 from .baselines import Baseline, baselines_of
+from .borders import chain_of
 from .constraints import NO_CONSTRAINTS, Constraints
 from .costs.cost import Objective, Overlap, state_copies
 from .costs.tables import StageTables
@@ -44,6 +45,8 @@ OBJECTIVES: Mapping[Objective, str] = {
 TRAINING_OBJECTIVES = tuple(name for name in OBJECTIVES if name != "latency")
 RANKED_PLANS = 20
 """Plans that are simulated if the user asks for the best simulated one without saying of how many."""
+MOST_LAYERS = 3000
+"""Of the chain: the tables hold some dozens of numbers per pair of layers, here some gigabytes."""
 PROVING_SOLVERS = ("exact", "brute-force")
 """Those that obey every constraint and know every objective."""
 
@@ -105,6 +108,11 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         InputError: the request is wrong, something needed was not measured, or nothing fits into memory.
     """
     _check(request)
+    if (size := len(chain_of(inputs.model))) > MOST_LAYERS:
+        raise InputError(
+            f"{next(iter(inputs.graph_paths.values()))}: has {size} layers, expected at most {MOST_LAYERS}; "
+            "profile larger modules as one layer"
+        )
     started = time.perf_counter()
     problems = [_problem(inputs, request, size) for size in _microbatch_sizes(inputs, request)]
     found = _solve_all(problems, request, started)

@@ -58,6 +58,9 @@ else:
 RecordType = TypeVar("RecordType", bound=Record)
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
+MOST_BYTES = 256 * 2**20
+"""Of a document that is read: 50 000 layers with five micro-batch sizes; more would fill the memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
@@ -76,6 +79,7 @@ def load_record(path: Path, form: Format, record_type: type[RecordType]) -> Reco
         InputError: the file is missing, unreadable, of another format, newer than this program, or any
             field is unknown, missing or ill-typed; the message names the file and the field.
     """
+    demand_size(path, MOST_BYTES)
     content = _parse(path, read_bytes(path))
     found = content.pop("format", None)
     if found != form.name:
@@ -141,6 +145,23 @@ def demand_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def demand_size(path: Path, most_bytes: int) -> None:
+    """Raise InputError if a file is larger than some bytes; one that cannot be read is left to `read_bytes`.
+
+    Raises:
+        InputError: it is larger.
+    """
+    try:
+        num_bytes = path.stat().st_size
+    except (OSError, ValueError):
+        return
+    if num_bytes > most_bytes:
+        raise InputError(
+            f"{path}: has {num_bytes / 2**20:.1f} MiB, expected at most {most_bytes / 2**20:.0f} MiB; name "
+            "another file, or merge layers"
+        )
 
 
 def read_bytes(path: Path) -> bytes:

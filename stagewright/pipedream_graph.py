@@ -23,6 +23,8 @@ from stagewright.document import InputError, read_text, write_atomically
 SEPARATOR = " -- "
 MAX_BYTES = 2.0**53
 """Below it, every whole number of bytes is exact as a float."""
+MOST_NODES = 100_000
+"""Of a file that is read; no model has as many layers, and planning would not end."""
 _FIELDS = ("forward_compute_time", "backward_compute_time", "activation_size", "parameter_size")
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -135,6 +137,10 @@ def parse_graph(text: str, source: str = "graph.txt") -> TextGraph:
             if node.name in nodes:
                 raise ValueError(f"node {node.name!r} is there twice; identifiers must be unique")
             nodes[node.name] = node
+            if len(nodes) > MOST_NODES:
+                raise ValueError(
+                    f"there are more than {MOST_NODES} nodes, expected at most as many; merge layers"
+                )
         except ValueError as error:
             raise InputError(f"{source}:{number}: {error}") from None
     if not nodes:

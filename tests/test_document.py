@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from stagewright import document
 from stagewright.document import (
     Format,
     InputError,
@@ -20,6 +21,7 @@ from stagewright.document import (
     sha256_of,
     write_atomically,
 )
+from stagewright.graph import LayerGraph
 
 
 class Inner(Record):
@@ -190,3 +192,11 @@ def test_text_must_be_utf8_and_the_hash_is_sha256(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="byte 2 is not UTF-8"):
         read_text(path)
     assert sha256_of(path) == hashlib.sha256(b"ab\xff").hexdigest()
+
+
+def test_a_file_too_large_to_hold_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "graph.json"
+    with path.open("wb") as file:
+        file.truncate(document.MOST_BYTES + 2**20)
+    with pytest.raises(InputError, match=r"graph.json: has 257.0 MiB, expected at most 256 MiB"):
+        LayerGraph.load(path)

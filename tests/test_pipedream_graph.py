@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagewright import pipedream_graph
 from stagewright.document import InputError
 from stagewright.pipedream_graph import TextGraph, TextNode, is_description, parse_graph
 
@@ -174,3 +175,20 @@ def test_published_profiles_read_with_their_known_totals(
     total = sum(node.parameter_bytes for node in graph.nodes)
     assert total == pytest.approx(parameter_bytes, rel=1e-3)
     assert parse_graph(str(graph)) == graph
+
+
+def test_a_file_with_more_nodes_than_any_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipedream_graph, "MOST_NODES", 2)
+    costs = ", ".join(
+        f"{name}=1"
+        for name in (
+            "forward_compute_time",
+            "backward_compute_time",
+            "activation_size",
+            "parameter_size",
+        )
+    )
+    lines = [f"node{i} -- Linear -- {costs}" for i in range(3)]
+    assert len(parse_graph("\n".join(lines[:2])).nodes) == 2
+    with pytest.raises(InputError, match=r"graph.txt:3: there are more than 2 nodes, expected"):
+        parse_graph("\n".join(lines))

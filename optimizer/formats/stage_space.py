@@ -90,6 +90,8 @@ def least_maximum(space: StageSpace, costs: Costs) -> tuple[float, tuple[Chosen,
     up-sets has stages below it and needs no more devices than there are: least[U, s] is the least number of
     devices for the nodes of U with s replicas in all.
     """
+    if not costs:  # No number of devices that the nodes can be computed on is there.
+        return None
     values = np.unique(np.concatenate([cost.ravel() for cost in costs.values()]))
     values = values[np.isfinite(values)]
     low, high = 0, len(values)

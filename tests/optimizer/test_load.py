@@ -7,6 +7,7 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.graph import LayerGraph, LayerNode
+from stagewright.optimizer import planning
 from stagewright.optimizer.load import Inputs, load_inputs, load_inputs_of_plan
 from stagewright.optimizer.planning import Request, optimize
 
@@ -85,3 +86,52 @@ def test_a_source_that_changed_after_planning_is_refused(tmp_path: Path, graph: 
         file.write("\n")
     with pytest.raises(InputError, match=r"slow.json: has changed since .*plan.json"):
         load_inputs_of_plan(plan, path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"forward_ms": 1.0', '"forward_ms": -1.0', r"fast.json: .*forward_ms is -1.0, expected"),
+        ('"forward_ms": 1.0', '"forward_ms": NaN', r"fast.json: is not valid JSON"),
+        ('"name": "a"', '"name": "z"', r"fast.json: .*'b' takes 'a', which is no earlier layer"),
+    ],
+)
+def test_costs_and_orders_that_no_measurement_has_are_one_line(
+    tmp_path: Path, graph: LayerGraph, old: str, new: str, message: str
+) -> None:
+    cluster = write(tmp_path, graph, graph.replace(device_type="slow"))
+    text = (tmp_path / "fast.json").read_text()
+    assert old in text
+    (tmp_path / "fast.json").write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=message) as caught:
+        load_inputs(cluster)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('type = "fast", count = 1', 'type = "fast", count = 0', "count of 'fast' is 0, expected"),
+        (', profile = "fast.json"', "", r"cluster.toml: .*profile"),
+        ('type = "fast", count', 'type = "quick", count', r"cluster.toml: .*'quick'"),
+        ('profile = "fast.json"', 'profile = "gone.json"', r"gone.json: cannot be read"),
+    ],
+)
+def test_clusters_without_devices_or_profiles_are_one_line(
+    tmp_path: Path, graph: LayerGraph, old: str, new: str, message: str
+) -> None:
+    cluster = write(tmp_path, graph, graph.replace(device_type="slow"))
+    assert old in CLUSTER
+    cluster.write_text(CLUSTER.replace(old, new))
+    with pytest.raises(InputError, match=message) as caught:
+        load_inputs(cluster)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_more_layers_than_tables_can_hold_is_refused(
+    tmp_path: Path, graph: LayerGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = load_inputs(write(tmp_path, graph, graph.replace(device_type="slow")))
+    monkeypatch.setattr(planning, "MOST_LAYERS", 1)
+    with pytest.raises(InputError, match=r"fast.json: has 2 layers, expected at most 1"):
+        optimize(inputs, Request(batch_size=4), tmp_path / "plan.json")
