@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stagewright.optimizer.costs.cost import FloatArray, IntArray
 
 from .chain import Costs
-from .compiled import compiled
+from .compiled import compiled, compiled_inside
 from .stage import SLACK, load_ms, units_held
 
 BoolArray = NDArray[np.bool_]
@@ -36,7 +36,7 @@ class Arcs(NamedTuple):
     """(L + 1,): no plan has fewer replicas behind the cut; a large number if the end cannot be reached."""
 
 
-@compiled
+@compiled_inside
 def next_step(costs: Costs, step: int, fits: int, behind: int, most: int) -> int:
     """Return the first index into Costs.replicas from `step` on whose units fit; -1 if none up to `most`."""
     replicas = costs.replicas
@@ -52,7 +52,7 @@ def next_step(costs: Costs, step: int, fits: int, behind: int, most: int) -> int
     return -1
 
 
-@compiled
+@compiled_inside
 def least_step(
     costs: Costs, threshold_ms: float, kind: int, first: int, last: int
 ) -> tuple[int, float, bool]:

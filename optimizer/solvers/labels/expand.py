@@ -20,7 +20,7 @@ from stagewright.optimizer.costs.cost import FloatArray, IntArray
 
 from .arcs import Arcs, next_step
 from .chain import Costs
-from .compiled import compiled
+from .compiled import compiled, compiled_inside
 from .stage import SLACK, load_ms, units_held, window_ms
 
 MOST_COMPARED = 2000
@@ -84,7 +84,7 @@ class Outcome(NamedTuple):
     num_labels: int
 
 
-@compiled
+@compiled_inside
 def make_labels(room: int, kinds: int) -> Labels:
     """Return room for labels, uninitialised but the empty plan."""
     counts = np.empty((room, kinds), np.int64)
@@ -103,7 +103,7 @@ def make_labels(room: int, kinds: int) -> Labels:
     return Labels(counts, stages, time_ms, parent, cut, kind, replicas, following, used)
 
 
-@compiled
+@compiled_inside
 def value_of(
     completions: Completions,
     which: int,
@@ -122,7 +122,7 @@ def value_of(
     return value
 
 
-@compiled
+@compiled_inside
 def is_hopeless(
     is_step_time: bool,
     completions: Completions,
@@ -145,7 +145,7 @@ def is_hopeless(
     return False
 
 
-@compiled
+@compiled_inside
 def dominates(labels: Labels, one: int, other: int, limits: Limits, with_time: bool) -> bool:
     """Return whether a label uses no more of anything than another of its cut."""
     if limits.strict and limits.has_windows and labels.used[one] != labels.used[other]:
@@ -160,7 +160,7 @@ def dominates(labels: Labels, one: int, other: int, limits: Limits, with_time: b
     return True
 
 
-@compiled
+@compiled_inside
 def kept_labels(
     labels: Labels,
     completions: Completions,
@@ -211,7 +211,7 @@ def kept_labels(
     return kept[:number], True
 
 
-@compiled
+@compiled_inside
 def next_replicas(
     costs: Costs, limits: Limits, arcs: Arcs, arc: int, last: int, used: int, current: int
 ) -> int:
@@ -238,7 +238,7 @@ def next_replicas(
     return 0
 
 
-@compiled
+@compiled_inside
 def read_plan(labels: Labels, label: int, first_stage: IntArray) -> IntArray:
     """Return the stages of a plan: the first stage, then those of a label."""
     number, current = 1, label
@@ -255,7 +255,7 @@ def read_plan(labels: Labels, label: int, first_stage: IntArray) -> IntArray:
     return plan
 
 
-@compiled
+@compiled_inside
 def extend(
     costs: Costs,
     limits: Limits,
@@ -280,7 +280,8 @@ def extend(
     for arc in range(arcs.start[last], arcs.stop[last]):
         kind, first = arcs.kind[arc], arcs.tail[arc]
         counts[:] = labels.counts[label]
-        count = 0
+        # Not a literal, as for `number` below.
+        count = int(np.int64(0))
         while True:
             count = next_replicas(costs, limits, arcs, arc, last, used, count)
             counts[kind] = labels.counts[label, kind] + count
@@ -328,7 +329,9 @@ def expand_labels(
     labels.cut[0] = size
     head = np.full(size + 1, -1, np.int64)
     head[size] = 0
-    number, complete, stopped, cutoff_ms = 1, True, 0, limits.cutoff_ms
+    complete, stopped, cutoff_ms = True, 0, limits.cutoff_ms
+    # Not a literal: numba would compile `extend` for that, too.
+    number = int(head[size]) + 1
     best = np.full(4, -1, np.int64)
     with_time = limits.has_windows or costs.is_step_time
     for last in range(size, 0, -1):

@@ -13,8 +13,8 @@ from stagewright.optimizer.costs.cost import FloatArray, IntArray
 
 from .arcs import Arcs, next_step
 from .chain import Costs
-from .compiled import compiled
-from .prices import FAR, MARGIN, Fares, arc_fare, fares_of
+from .compiled import compiled, compiled_inside
+from .prices import FAR, MARGIN, Fares, arc_fare, fares_of, make_worth_one, worth
 from .stage import units_held
 
 
@@ -31,7 +31,7 @@ class Runs(NamedTuple):
     """(L + 1,): with more replicas behind the cut too few are left for the layers before it."""
 
 
-@compiled
+@compiled_inside
 def last_that_fits(costs: Costs, replicas: int, fits: int, behind: int, most: int) -> int:
     """Return the most replicas behind with which the units still fit; they do with `behind`."""
     low, high = behind, most
@@ -44,16 +44,21 @@ def last_that_fits(costs: Costs, replicas: int, fits: int, behind: int, most: in
     return low
 
 
-@compiled
 def find_runs(costs: Costs, arcs: Arcs) -> Runs:
     """Return r(s) of every arc."""
+    keys = (arcs.fits * (len(costs.replicas) + 1) + arcs.step) * len(costs.counts) + arcs.kind
+    return runs_in_order(costs, arcs, keys, np.argsort(keys, kind="stable"))
+
+
+@compiled
+def runs_in_order(costs: Costs, arcs: Arcs, keys: IntArray, order: IntArray) -> Runs:
+    """Return r(s) of every arc, from the order of their keys; those of equal keys are alike."""
     number, devices = len(arcs.tail), costs.counts.sum()
     first, stop = np.empty(number, np.int64), np.empty(number, np.int64)
-    keys = (arcs.fits * (len(costs.replicas) + 1) + arcs.step) * len(costs.counts) + arcs.kind
     room, used, before = 1024, 0, -1
     begin, end = np.empty(room, np.int64), np.empty(room, np.int64)
     replicas = np.empty(room, np.int64)
-    for arc in np.argsort(keys):
+    for arc in order:
         if before >= 0 and keys[arc] == keys[before]:
             first[arc], stop[arc] = first[before], stop[before]
             continue
@@ -84,7 +89,7 @@ def find_runs(costs: Costs, arcs: Arcs) -> Runs:
     )
 
 
-@compiled
+@compiled_inside
 def fixed_fare(costs: Costs, arcs: Arcs, arc: int, fares: Fares) -> tuple[float, float]:
     """Return (fare that does not depend on the replicas behind, fare per replica) of an arc."""
     each = fares.per_replica[arcs.kind[arc]]
@@ -118,7 +123,7 @@ def indexed_costs(costs: Costs, arcs: Arcs, runs: Runs, fares: Fares) -> FloatAr
     return least
 
 
-@compiled
+@compiled_inside
 def indexed_usage(
     costs: Costs, threshold_ms: float, arcs: Arcs, runs: Runs, fares: Fares, least: FloatArray
 ) -> FloatArray:
@@ -170,17 +175,17 @@ def raise_indexed_prices(
         if cheapest >= FAR:
             return FAR, prices
         constant = prices[-2] * threshold_ms * costs.counts.sum() / costs.num_microbatches
-        margin = cheapest + constant - (prices * capacity).sum()
+        margin = cheapest + constant - worth(prices, capacity)
         if margin > best:
             best, best_prices = margin, prices.copy()
         if margin > MARGIN:
             break
         use = indexed_usage(costs, threshold_ms, arcs, runs, fares, least)
-        step = 0.5 / np.sqrt(turn + 1.0)
+        step = 0.5 / (turn + 1.0)
         for resource in range(len(prices)):
             if capacity[resource] > 0:
                 excess = min(use[resource] / capacity[resource] - 1.0, 4.0)
                 least_price = 1e-6 / capacity[resource]
                 prices[resource] = max(least_price, prices[resource] * np.exp(step * excess))
-        prices /= (prices * capacity).sum()
+        make_worth_one(prices, capacity)
     return best, best_prices

@@ -21,7 +21,7 @@ from stagewright.optimizer.costs.cost import FloatArray, IntArray
 
 from .arcs import Arcs
 from .chain import Costs
-from .compiled import compiled
+from .compiled import compiled, compiled_inside
 
 FAR = 1e300
 MARGIN = 1e-9
@@ -39,6 +39,23 @@ class Fares(NamedTuple):
     """Price of the window times the threshold: the first stage's bonus is this over n."""
 
 
+@compiled_inside
+def worth(prices: FloatArray, amounts: FloatArray) -> float:
+    """Return what some amounts of the resources cost."""
+    total = 0.0
+    for resource in range(len(prices)):
+        total += prices[resource] * amounts[resource]
+    return total
+
+
+@compiled_inside
+def make_worth_one(prices: FloatArray, capacity: FloatArray) -> None:
+    """Scale prices so that all there is of the resources is worth 1."""
+    total = worth(prices, capacity)
+    for resource in range(len(prices)):
+        prices[resource] /= total
+
+
 @compiled
 def fares_of(costs: Costs, threshold_ms: float, prices: FloatArray) -> Fares:
     """Return what arcs cost at the prices of the resources."""
@@ -50,7 +67,7 @@ def fares_of(costs: Costs, threshold_ms: float, prices: FloatArray) -> Fares:
     return Fares(per_replica, prices[kinds], per_ms, window * threshold_ms)
 
 
-@compiled
+@compiled_inside
 def arc_fare(costs: Costs, arcs: Arcs, arc: int, fares: Fares) -> tuple[float, int]:
     """Return the least that an arc costs, and with how many replicas."""
     kind, replicas = arcs.kind[arc], arcs.replicas[arc]
@@ -110,7 +127,7 @@ def cheapest_to_end(costs: Costs, arcs: Arcs, fare: FloatArray) -> FloatArray:
     return least
 
 
-@compiled
+@compiled_inside
 def path_usage(
     costs: Costs, threshold_ms: float, arcs: Arcs, chosen: IntArray, replicas: IntArray
 ) -> tuple[FloatArray, float]:
@@ -158,19 +175,19 @@ def raise_prices(
         if least[costs.num_layers] >= FAR:
             return FAR, prices
         constant = prices[-2] * threshold_ms * costs.counts.sum() / costs.num_microbatches
-        margin = least[costs.num_layers] + constant - (prices * capacity).sum()
+        margin = least[costs.num_layers] + constant - worth(prices, capacity)
         if margin > best:
             best, best_prices = margin, prices.copy()
         if margin > MARGIN:
             break
         use, _ = path_usage(costs, threshold_ms, arcs, chosen, replicas)
-        step = 0.5 / np.sqrt(turn + 1.0)
+        step = 0.5 / (turn + 1.0)
         for resource in range(len(prices)):
             if capacity[resource] > 0:
                 excess = min(use[resource] / capacity[resource] - 1.0, 4.0)
                 least_price = 1e-6 / capacity[resource]
                 prices[resource] = max(least_price, prices[resource] * np.exp(step * excess))
-        prices /= (prices * capacity).sum()
+        make_worth_one(prices, capacity)
     return best, best_prices
 
 
@@ -198,7 +215,7 @@ def raise_time_bound(
         least, chosen = cheapest_from_start(costs, arcs, fare)
         if least[costs.num_layers] >= FAR:
             return FAR, prices
-        bound = least[costs.num_layers] - (prices * capacity).sum()
+        bound = least[costs.num_layers] - worth(prices, capacity)
         since += 1
         if bound > best * (1 + 1e-7):
             since = 0

@@ -3,13 +3,13 @@
 from stagewright.optimizer.costs.cost import IntArray
 
 from .chain import Costs
-from .compiled import compiled
+from .compiled import compiled, compiled_inside
 
 SLACK = 1 + 1e-12
 """Loads within a threshold up to rounding are within it."""
 
 
-@compiled
+@compiled_inside
 def units_held(costs: Costs, replicas: int, behind: int) -> int:
     """Return the most units that a replica holds, with some replicas in the stages behind its own."""
     num = costs.num_microbatches
@@ -20,7 +20,7 @@ def units_held(costs: Costs, replicas: int, behind: int) -> int:
     return min(held, dealt)
 
 
-@compiled
+@compiled_inside
 def message_ms(
     costs: Costs, kind: int, first: int, last: int, replicas: int
 ) -> tuple[float, float]:
@@ -29,7 +29,7 @@ def message_ms(
     return costs.forward_ms[far, last, first], costs.backward_ms[far, last, first]
 
 
-@compiled
+@compiled_inside
 def gradient_sum_ms(costs: Costs, kind: int, num_bytes: float, replicas: int) -> float:
     """Return the time of the ring all-reduce over a stage's replicas."""
     if num_bytes <= 0 or replicas == 1:
@@ -62,7 +62,7 @@ def load_ms(costs: Costs, kind: int, first: int, last: int, replicas: int) -> tu
     return max(load, messages * max(forward, backward)), compute + forward + backward
 
 
-@compiled
+@compiled_inside
 def window_ms(
     costs: Costs, kind: int, first: int, last: int, replicas: int, behind: int, behind_ms: float
 ) -> float:

@@ -26,8 +26,8 @@ TOLERANCE = 1e-9
 FIRST_BEAM = 200
 WIDE_BEAM = 1600
 MOST_BEAM = 100_000
-CLOSE = (1e-4, 2e-4, 4e-4)
-"""So little above replica-indexed bounds few labels are left, and none need be cut off."""
+STEPS = (1e-5, 1e-4)
+"""Least and first relative step above a bound that labels exclude."""
 TIGHT = 1.002
 """Memory counts as tight if replica-indexed prices raise the bound by this factor."""
 
@@ -41,7 +41,6 @@ class ThroughputSearch:
         self.indexed = False
         """Whether replica-indexed prices are worth their time: memory is tight."""
         self.low_ms = 0.0
-        self.beam = FIRST_BEAM
 
     def run(self) -> None:
         """Search until the plan is proven or time is up."""
@@ -50,19 +49,44 @@ class ThroughputSearch:
             return
         self._raise_bound(high_ms, rounds=150)
         self._look_at_memory()
+        if self.indexed and self.plans.is_exact:
+            self._climb()
         self._first_plan()
         self._close()
 
+    def _climb(self) -> None:
+        """Exclude thresholds from the bound on: close above it few labels are left, and none is cut off."""
+        found, beam, (least, step) = self.found, WIDE_BEAM, STEPS
+        while beam <= MOST_BEAM and not found.is_late:
+            top_ms = found.value_ms * (1 - TOLERANCE)
+            threshold_ms = self.low_ms * (1 + step)
+            if threshold_ms * (1 + STEPS[1]) > top_ms:
+                threshold_ms = top_ms
+            answer = self._decide(threshold_ms, beam)
+            if found.offer(answer.plan):
+                step /= 2
+            elif answer.plan is None and answer.is_complete:
+                if threshold_ms == top_ms:
+                    found.bound_ms = self.low_ms = found.value_ms
+                    return
+                step *= 2
+            else:
+                if not found.stages:
+                    self._first_plan()
+                step /= 4
+                if threshold_ms == top_ms or step < least:
+                    beam, step = beam * 8, STEPS[1]
+
     def _look_at_memory(self) -> None:
         """Turn to replica-indexed prices if they prove more."""
-        before_ms, self.indexed = self.low_ms, True
-        if not self._excludes(before_ms * TIGHT, 60):
-            self.indexed = False
+        before_ms, prices, self.indexed = self.low_ms, self.prices, True
+        if not self._excludes(before_ms * TIGHT, 40):
+            self.indexed, self.prices = False, prices
             return
         high_ms = before_ms * TIGHT
         while high_ms < 8 * before_ms and self._excludes(high_ms, 40):
             high_ms *= 1.05
-        self._raise_bound(high_ms, rounds=60)
+        self._raise_bound(high_ms, rounds=30)
 
     def _bracket(self) -> float:
         """Return a threshold that prices do not exclude; infinity if memory excludes every one."""
@@ -121,13 +145,6 @@ class ThroughputSearch:
                 high_ms = middle
 
     def _first_plan(self) -> None:
-        bound_ms = self.low_ms
-        for gap in CLOSE if self.indexed else ():
-            answer = self._decide(bound_ms * (1 + gap), WIDE_BEAM)
-            if self.found.offer(answer.plan):
-                self.beam = WIDE_BEAM
-            if answer.plan is not None or not answer.is_complete or self.found.is_late:
-                break
         gap = 5e-4
         while not self.found.stages and gap < 1e4 and not (self.found.is_late and gap > 1):
             threshold_ms = self.low_ms * (1 + gap)
@@ -157,7 +174,7 @@ class ThroughputSearch:
 
     def _close(self) -> None:
         """Bring plan and bound together."""
-        found, beam = self.found, self.beam
+        found, beam = self.found, FIRST_BEAM
         unknown_ms = self.low_ms
         """Up to here this beam finds nothing."""
         while found.stages and found.value_ms - self.low_ms > TOLERANCE * found.value_ms:
