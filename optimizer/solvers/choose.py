@@ -6,6 +6,7 @@ from stagewright.document import InputError
 from stagewright.optimizer.problem import Problem
 
 from . import exact
+from .simple import at_least_simple
 from .solution import Solution
 
 MOST_ENTRIES = 2e7
@@ -42,7 +43,7 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
         )
     from .labels.solve import solve as solve_labels  # Compiled code takes a second to load.
 
-    return solve_labels(problem, time_limit_s)
+    return at_least_simple(problem, solve_labels(problem, time_limit_s))
 
 
 def table_entries(problem: Problem) -> float:

@@ -1,0 +1,71 @@
+"""Simple plans: what anyone might try; no search may return a worse plan than the best of them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from stagewright.optimizer.costs.choices import value_of
+from stagewright.optimizer.costs.tables import Devices, StageTables
+from stagewright.optimizer.problem import Problem, StageChoice
+
+from .devices import unit
+from .solution import Solution
+
+Choices = tuple[StageChoice, ...]
+
+
+def at_least_simple(problem: Problem, solution: Solution | None) -> Solution | None:
+    """Return a search's solution, or a simple plan with the search's bound if that is better."""
+    if problem.constraints.named:
+        return solution
+    tables = StageTables(problem)
+    for choices in simple_plans(tables):
+        value_ms = value_of(tables, choices)
+        if value_ms is None or (solution is not None and value_ms >= solution.value_ms):
+            continue
+        if solution is None:
+            return None  # The search proved that nothing fits into its space; that is its answer.
+        bound_ms = min(solution.bound_ms, value_ms)
+        solution = replace(solution, stages=choices, value_ms=value_ms, bound_ms=bound_ms)
+    return solution
+
+
+def simple_plans(tables: StageTables) -> Iterator[Choices]:
+    """Yield pipelines of one device a stage over 1, 2, 4, ... of the fastest devices, layers by speed."""
+    problem = tables.problem
+    order = [
+        (place, group.device_type)
+        for place, group in enumerate(problem.groups)
+        for _ in group.slots
+    ]
+    order.sort(key=lambda device: _whole_ms(tables, device[1]))
+    most = min(len(order), tables.size, problem.max_stages or len(order))
+    counts = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
+    for count in counts:
+        chosen = order[:count]
+        devices: list[Devices] = [unit(place, len(problem.groups)) for place, _ in chosen]
+        edges = _edges_by_speed(tables, [device_type for _, device_type in chosen])
+        yield tuple(StageChoice(edges[i], edges[i + 1], devices[i]) for i in range(count))
+
+
+def _whole_ms(tables: StageTables, device_type: str) -> float:
+    times = tables.times[device_type]
+    return float(times.forward_ms[0, tables.size] + times.backward_ms[0, tables.size])
+
+
+def _edges_by_speed(tables: StageTables, types: list[str]) -> list[int]:
+    """Return cuts that give each stage work in proportion to its device's speed, one layer at least."""
+    reference = tables.times[types[0]]
+    speeds = [1 / max(_whole_ms(tables, device_type), 1e-12) for device_type in types]
+    whole_ms = _whole_ms(tables, types[0])
+    edges, done = [0], 0.0
+    for stage, speed in enumerate(speeds[:-1]):
+        done += speed / sum(speeds)
+        last = edges[-1] + 1
+        most = tables.size - (len(types) - 1 - stage)
+        while last < most:
+            work_ms = float(reference.forward_ms[0, last] + reference.backward_ms[0, last])
+            if work_ms >= done * whole_ms:
+                break
+            last += 1
+        edges.append(last)
+    return [*edges, tables.size]
