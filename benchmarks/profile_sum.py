@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from stagewright.allocation import keep_freed_memory
 from stagewright.cli import run
 from stagewright.profiler.measuring.measure import Repeats
 from stagewright.profiler.profile import Request, profile
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--max-seconds", type=float, default=60.0, help="per model")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     cases = CASES if args.device == "cpu" else CASES_ON_GPU
     limits = Repeats(repeats=args.repeats, max_seconds=args.max_seconds)
     print(markdown([row_of(name, size, args.device, limits) for name, size in cases.items()]))
