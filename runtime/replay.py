@@ -16,12 +16,12 @@ import torch.distributed as dist
 
 from stagewright.document import Record
 from stagewright.plan import Plan, ReplicaPrediction
-from stagewright.program import Send, compile_programs
+from stagewright.program import Send
 from stagewright.scheduling import make_schedule
 from stagewright.value import tensors_of
 
 from .execution.exchange import Exchange
-from .execution.executor import Executor
+from .execution.executor import Executor, rank_program
 from .execution.randomness import LayerSeeds
 from .execution.stage import Values
 from .execution.values import Precision, empty_like_spec
@@ -140,7 +140,7 @@ def replay(plan: Plan, world: World, num_steps: int, schedule: str | None = None
     """
     pipeline = plan.pipeline()
     rows = plan.rows if schedule is None else make_schedule(schedule, pipeline)
-    program = compile_programs(pipeline, rows)[world.rank]
+    program = rank_program(pipeline, rows, world.rank)
     own = [
         (index, replica.predicted)
         for index, stage in enumerate(plan.stages)

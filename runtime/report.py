@@ -41,7 +41,7 @@ class RunReport(Record):
     """Measured against predicted for a whole run."""
 
     num_steps: int
-    """Steps that count, after the warm-up."""
+    """Steps that count: after the warm-up, the last thousand at most."""
     predicted_step_ms: float
     """By the simulator, before the run."""
     measured_step_ms: float | None
@@ -75,21 +75,21 @@ def make_report(session: Session) -> RunReport | None:
 
 def _own_measurements(session: Session) -> dict[str, Any]:
     """Return this rank's measurements after the warm-up, in milliseconds."""
-    measured = session.measured
-    row = session.rows.rows[session.world.rank]
+    forgotten = session.num_steps_run - len(session.measured)
+    steps = list(session.measured)[max(0, WARM_UP_STEPS - forgotten) :]
     actions: dict[str, list[float]] = defaultdict(list)
-    counted = measured.actions[WARM_UP_STEPS * len(row) :]
+    counted = [item for step in steps for item in step.actions]
     device_ms = sum(item.device_s for item in counted) * 1e3
     for item in counted:
         actions[f"{item.action.stage}{item.action.kind}"].append((item.end_s - item.start_s) * 1e3)
-    steps_ms = [step_s * 1e3 for step_s in measured.step_s[WARM_UP_STEPS:]]
-    update_ms = [s * 1e3 for s in measured.update_s[WARM_UP_STEPS:]]
+    steps_ms = [step.step_s * 1e3 for step in steps]
+    update_ms = [step.update_s * 1e3 for step in steps if step.update_s is not None]
     computing_ms = sum(map(sum, actions.values()))
     busy_ms = computing_ms + sum(update_ms)
     return {
         "actions": {name: _median(times) for name, times in actions.items()},
         "steps_ms": steps_ms,
-        "reduce_ms": _median([s * 1e3 for s in measured.reduce_s[WARM_UP_STEPS:]]),
+        "reduce_ms": _median([step.reduce_s * 1e3 for step in steps]),
         "update_ms": _median(update_ms),
         "contention": computing_ms / device_ms if device_ms else None,
         "idle": 1 - busy_ms / sum(steps_ms) if steps_ms else None,

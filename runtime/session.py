@@ -5,9 +5,10 @@ losses = session.train_step(data, step=0)      # forward, backward, gradient sum
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ import torch
 import torch.distributed as dist
 
 from stagewright.plan import Plan, Replica
-from stagewright.program import compile_programs
 from stagewright.schedule import Schedule
 from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
 from .batches import MicrobatchData
 from .execution.exchange import Exchange
-from .execution.executor import Batches, Executor, Measurement
+from .execution.executor import Batches, Executor, Measurement, rank_program
 from .execution.randomness import LayerSeeds, seeded
 from .execution.recompute import RecomputingRunner
 from .execution.replicas import Reduction
@@ -77,14 +77,19 @@ class Settings:
         return make_optimizer(self.optimizer, parameters, options | dict(self.optimizer_options))
 
 
-@dataclass
-class Measured:
-    """What this rank's training steps took, measured, in seconds."""
+MEASURED_STEPS = 1000
+"""Times of the last so many steps are kept for the report: a long training must not fill the memory."""
 
-    actions: list[Measurement] = field(default_factory=list)
-    step_s: list[float] = field(default_factory=list)
-    reduce_s: list[float] = field(default_factory=list)
-    update_s: list[float] = field(default_factory=list)
+
+@dataclass
+class StepTimes:
+    """What one training step took on this rank, measured, in seconds."""
+
+    actions: list[Measurement]
+    step_s: float
+    reduce_s: float
+    update_s: float | None = None
+    """None: this rank has nothing to update."""
 
 
 class Session:
@@ -99,12 +104,13 @@ class Session:
         plan = package.plan
         check_world_size(plan, world.size)
         self.package, self.task, self.world, self.settings = package, task, world, settings
-        self.measured = Measured()
+        self.measured: deque[StepTimes] = deque(maxlen=MEASURED_STEPS)
+        self.num_steps_run = 0
         shake_hands(world, package.plan_sha256, {"settings": repr(settings)})
         run_dtype = settings.dtype or plan.dtype
         self.dtype = getattr(torch, run_dtype)
         self._pipeline = plan.pipeline()
-        self._program = compile_programs(self._pipeline, self.rows)[world.rank]
+        self._program = rank_program(self._pipeline, self.rows, world.rank)
         runners = {
             index: (RecomputingRunner if stage.recompute else StageRunner)(
                 index,
@@ -192,13 +198,12 @@ class Session:
 
         start_s = time.perf_counter()
         measured = self.executor.run(self._pipeline, self._program, data, step, finish)
-        self.measured.actions += measured
         self._units_since_averaging += sum(m.action.kind == "F" for m in measured)
         reduce_s = time.perf_counter()
         self.reduction.sum_gradients()
         end_s = time.perf_counter()
-        self.measured.reduce_s.append(end_s - reduce_s)
-        self.measured.step_s.append(end_s - start_s)
+        self.measured.append(StepTimes(measured, end_s - start_s, end_s - reduce_s))
+        self.num_steps_run += 1
         return {microbatch: loss.item() for microbatch, loss in losses.items()}
 
     def update(self, step: int, num_steps: int) -> None:
@@ -221,8 +226,8 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         self.executor.emulate(start_s, cpu_s)
         spent_s = time.perf_counter() - start_s
-        self.measured.update_s.append(spent_s)
-        self.measured.step_s[-1] += spent_s
+        self.measured[-1].update_s = spent_s
+        self.measured[-1].step_s += spent_s
 
     def train_step(
         self, data: Batches, step: int, num_steps: int | None = None
@@ -238,7 +243,8 @@ class Session:
     def evaluate(self, data: MicrobatchData, num_microbatches: int) -> tuple[float, float | None]:
         """Return the mean loss and the mean metric (None if the task has none) over some micro-batches."""
         pipeline = self.plan.pipeline(num_microbatches)
-        programs = compile_programs(pipeline, forward_schedule(pipeline), forward_only=True)
+        rows = forward_schedule(pipeline)
+        program = rank_program(pipeline, rows, self.world.rank, forward_only=True)
         loss_of = self.task.function("loss") if self.is_loss_rank else None
         metric_of = self.task.function("metric") if self.task.has("metric") else None
         sums = torch.zeros(3, dtype=torch.float64)
@@ -253,7 +259,7 @@ class Session:
 
         self.average_buffers()
         with torch.no_grad(), self._evaluating():
-            self.executor.run(pipeline, programs[self.world.rank], data, 0, finish)
+            self.executor.run(pipeline, program, data, 0, finish)
         if self.world.control is not None:
             with waiting_for("the sum of the evaluation"):
                 dist.all_reduce(sums, group=self.world.control)

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stagewright.document import Format, InputError, Record, load_record, save_record
-from stagewright.value import Argument, TensorSpec, ValueSpec, references_of, tensors_of
+from stagewright.value import Argument, TensorSpec, ValueSpec, references_of
 
 GRAPH_FORMAT = Format(name="stagewright.graph", version=1)
 
@@ -264,13 +264,6 @@ class LayerGraph(Record, dict=True):
     def whole_at(self, batch_size: int) -> WholeStep | None:
         """Return the whole step measured at a micro-batch size; None if it was not."""
         return next((step for step in self.whole if step.batch_size == batch_size), None)
-
-
-def output_bytes_at(layer: LayerNode, batch_size: int) -> int:
-    """Return the bytes of the tensors that a layer returns, from its specification."""
-    if layer.output is None:
-        return layer.cost_at(batch_size).output_bytes
-    return sum(tensor.bytes_at(batch_size) for tensor in tensors_of(layer.output))
 
 
 def unique_parameters(graph: LayerGraph, layers: Iterable[LayerNode]) -> dict[str, StoredTensor]:

@@ -13,7 +13,6 @@ from stagewright.graph import (
     LayerCost,
     LayerGraph,
     LayerNode,
-    output_bytes_at,
     unique_parameters,
 )
 from stagewright.value import LayerRef
@@ -118,17 +117,6 @@ def test_costs_are_found_by_size_and_never_made_up(graph: LayerGraph) -> None:
     assert graph.whole_at(3) is None
     whole = graph.whole_at(4)
     assert whole is not None and whole.peak_bytes == 12345
-
-
-def test_output_bytes_come_from_the_specification_or_else_the_measurement(
-    graph: LayerGraph,
-) -> None:
-    lstm, elsewhere = graph.by_name["lstm"], graph.by_name["elsewhere"]
-    assert output_bytes_at(lstm, 2) == 2 * (6 * 8 + 8) * 4
-    assert output_bytes_at(lstm, 3) == 3 * (6 * 8 + 8) * 4
-    assert output_bytes_at(elsewhere, 2) == elsewhere.cost_at(2).output_bytes
-    with pytest.raises(InputError, match="not measured"):
-        output_bytes_at(elsewhere, 3)
 
 
 def test_tied_parameters_count_once_under_the_first_name(graph: LayerGraph) -> None:

@@ -8,8 +8,16 @@ from typing import Any, Protocol
 
 import torch
 
-from stagewright.program import Instruction, Message, Receive, Send, messages_from, messages_to
-from stagewright.schedule import Action, Pipeline
+from stagewright.program import (
+    Instruction,
+    Message,
+    Receive,
+    Send,
+    compile_programs,
+    messages_from,
+    messages_to,
+)
+from stagewright.schedule import Action, Pipeline, Schedule
 
 from .exchange import Exchange
 from .randomness import LayerSeeds
@@ -72,8 +80,6 @@ class Measurement:
     """When one action ran on this rank, in seconds of time.perf_counter."""
 
     action: Action
-    waited_s: float
-    """Between the end of the action before and the start of this one's computation."""
     start_s: float
     end_s: float
     device_s: float
@@ -114,7 +120,7 @@ class Executor:
 
         Args:
             pipeline: what the program was compiled for.
-            program: this rank's.
+            program: this rank's (`rank_program`).
             batches: the step's data.
             step: for the random layers' seeds.
             finish: on a rank of the last stage.
@@ -123,8 +129,7 @@ class Executor:
             PeerLostError: another rank died or is stuck.
         """
         measurements = []
-        finished_s = time.perf_counter()
-        for instruction in receives_early(program):
+        for instruction in program:
             if isinstance(instruction, Send):
                 message = instruction.message
                 size = batches.size_of(message.microbatch)
@@ -135,9 +140,7 @@ class Executor:
             else:
                 start_s, device_s = self._compute(pipeline, instruction, batches, step, finish)
                 end_s = time.perf_counter()
-                waited_s = start_s - finished_s
-                measurements.append(Measurement(instruction, waited_s, start_s, end_s, device_s))
-                finished_s = end_s
+                measurements.append(Measurement(instruction, start_s, end_s, device_s))
         self._exchange.drain()
         return measurements
 
@@ -208,7 +211,19 @@ class Executor:
         return spent_s * self._slowdown
 
 
-def receives_early(program: Sequence[Instruction]) -> list[Instruction]:
+def rank_program(
+    pipeline: Pipeline, schedule: Schedule, rank: int, *, forward_only: bool = False
+) -> tuple[Instruction, ...]:
+    """Return what a rank executes: its program of a schedule, receives posted early.
+
+    Raises:
+        InputError: the rows contradict one another (`stagewright.program.check`).
+    """
+    programs = compile_programs(pipeline, schedule, forward_only=forward_only)
+    return tuple(_receives_early(programs[rank]))
+
+
+def _receives_early(program: Sequence[Instruction]) -> list[Instruction]:
     """Return a program whose receives stand up to ACTIONS_AHEAD computations earlier.
 
     To be ready for a message blocks nothing, so this cannot deadlock; but a message that finds its receiver

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stagewright.runtime.batches import DataOrder, MicrobatchData
+from stagewright.runtime.report import make_report
 from stagewright.runtime.session import Session, Settings
 from stagewright.runtime.storage.weights import save_tensors, state_of_stages
 from stagewright.runtime.trainer import TrainingOptions, train
@@ -90,3 +92,16 @@ def trained_weights(world: World, options: dict[str, Any], output: str, **argume
     weights = session.final_weights()
     if weights is not None:
         save_tensors(Path(output), weights, {})
+
+
+def measured_steps(
+    world: World, num_steps: int, keep: int, **arguments: Any
+) -> tuple[int, int, int]:
+    """Return how many steps' times a session keeps, how many it ran, and how many the report counts."""
+    session = start(world, **arguments)
+    session.measured = deque(maxlen=keep)
+    for step in range(num_steps):
+        session.train_step(step_data(session, step), step)
+    report = make_report(session)
+    assert report is not None
+    return len(session.measured), session.num_steps_run, report.num_steps

@@ -215,3 +215,13 @@ def test_units_in_flight_are_those_of_the_schedule(
     found = rank_pool.run("peak_units", 2, settings={}, **package.arguments)
     assert found == [package.plan.rows.units_in_flight(rank, rank) for rank in range(2)]
     assert found == ([6, 6] if schedule == "gpipe" else [2, 1])
+
+
+def test_a_long_training_keeps_the_times_of_its_last_steps_only(
+    rank_pool: RankPool, make_package: MakePackage
+) -> None:
+    package = make_package("mlp", [1], 2, "1f1b")
+    (found,) = rank_pool.run(
+        "measured_steps", 1, num_steps=7, keep=4, settings={}, **package.arguments
+    )
+    assert found == (4, 7, 4)
