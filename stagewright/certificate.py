@@ -20,6 +20,8 @@ class PricedLoads(Record):
     """Objective throughput: for a micro-batch's time in the first stage's units in flight."""
     per_ms: float = 0.0
     """Objective throughput: for a micro-batch's time."""
+    per_money: float = 0.0
+    """For the price per hour of the devices, where there is a budget."""
 
 
 class Certificate(Record):
@@ -36,7 +38,11 @@ class Certificate(Record):
     count_memory: bool
     count_update: bool
     straight: bool
+    allow_recompute: bool = False
+    budget_per_hour: float | None = None
     max_stages: int | None
+    cuts: str = "order"
+    """Which cuts of the graph the plans may use: of its own order, of several orders, or every one."""
     is_replica_indexed: bool
     """Whether the shortest path has the number of replicas behind a cut as part of its state."""
     intervals: tuple[PricedLoads, ...]

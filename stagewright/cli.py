@@ -28,6 +28,14 @@ COMMANDS = {
         "stagewright.runtime.replay_command",
         "plan -> its messages between real ranks, sleeping in place of computing",
     ),
+    "report": (
+        "stagewright.runtime.watching.report_command",
+        "a training's report -> table and HTML page",
+    ),
+    "launch": (
+        "stagewright.runtime.launching.command",
+        "cluster and stage modules -> one torchrun per server, printed or run",
+    ),
     "train": ("stagewright.runtime.command", "stage modules -> weights; start it with torchrun"),
 }
 

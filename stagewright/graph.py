@@ -8,7 +8,16 @@ from pathlib import Path
 from stagewright.document import Format, InputError, Record, load_record, save_record
 from stagewright.value import Argument, TensorSpec, ValueSpec, references_of
 
-GRAPH_FORMAT = Format(name="stagewright.graph", version=1)
+GRAPH_FORMAT = Format(
+    name="stagewright.graph",
+    version=5,
+    upgrades={
+        1: dict,  # Version 2 adds autocast, null where left out, and values that depend on the data.
+        2: dict,  # Version 3 adds costs[].output_spread_bytes, null where left out.
+        3: dict,  # Version 4 adds costs[].forward_flops to taken_from, null where left out.
+        4: dict,  # Version 5 adds costs[].working_bytes, null where left out.
+    },
+)
 
 
 class InputOperation(Record, tag_field="kind", tag="input"):
@@ -16,6 +25,13 @@ class InputOperation(Record, tag_field="kind", tag="input"):
 
     key: int | str
     """Its position among the model's positional arguments, or the name of a keyword argument."""
+
+
+OWN_LAYERS = frozenset({
+    "stagewright.models.minkowski.voxels.AtPoints",
+    "stagewright.models.minkowski.voxels.Voxelize",
+})  # fmt: skip
+"""Layers of our own models that are built from literals alone, as those of torch.nn are."""
 
 
 class Constructor(Record):
@@ -88,15 +104,31 @@ class LayerCost(Record):
     backward_ms: float
     """The whole backward: gradients of the inputs and of the parameters."""
     output_bytes: int
+    """Of a sparse tensor the features, and the coordinates where the layer makes their map."""
+    output_spread_bytes: int | None = None
+    """Standard deviation over the measured micro-batches; None: it follows from the number of samples."""
     saved_bytes: int | None = None
     """What autograd keeps for the backward; None: not measured. Memory that several layers keep counts at
     the first of them, parameters and buffers do not count: a stage keeps the sum, and what it receives."""
     input_gradient_ms: float | None = None
+    """The part of the backward that makes the gradients of the layer's inputs, and of vectors with them."""
     weight_gradient_ms: float | None = None
+    """The rest of the backward."""
     forward_spread_ms: float | None = None
     """Interquartile range of the repeats."""
     backward_spread_ms: float | None = None
     repeats: int | None = None
+    forward_flops: int | None = None
+    """Floating-point operations of its matrix products, convolutions, attention and recurrent layers."""
+    backward_flops: int | None = None
+    launch_ms: float | None = None
+    """What launching its operators alone takes, forward and backward: a layer cannot be faster."""
+    workspace_bytes: int | None = None
+    """The most memory that it uses for itself, in forward or backward, and that is free again after it."""
+    taken_from: str | None = None
+    """An identical layer whose costs these are; None: this layer was measured."""
+    working_bytes: int | None = None
+    """The most that is allocated in its forward or backward beyond what it and the layers before it saved."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "repeats"):
@@ -105,7 +137,7 @@ class LayerCost(Record):
                 raise ValueError(f"{name} is {value}, expected at least 1")
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                 raise ValueError(
                     f"{name} is {value}, expected a finite number that is not negative"
                 )
@@ -201,6 +233,9 @@ class LayerGraph(Record, dict=True):
     """The real device that was measured, for people."""
     emulation: Emulation | None = None
     dtype: str
+    """Of the parameters."""
+    autocast: str | None = None
+    """The dtype of mixed precision that the model ran in (torch.autocast); None: all in `dtype`."""
     torch_version: str
     batch_sizes: tuple[int, ...]
     layers: tuple[LayerNode, ...]

@@ -6,6 +6,8 @@ The modules are the stages in order and then the criterion, which is in the last
 micro-batches to the replicas of a stage in turn: there are no unequal shares in this format.
 """
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -74,18 +76,12 @@ class Conf(Record):
 
 def data_parallel_conf(plan: Plan) -> Conf:
     """Return dp_conf: every rank of the plan runs all of its stages as one."""
-    return Conf(
-        module_to_stage_map=(0,) * (len(plan.stages) + 1),
-        stage_to_rank_map={"0": tuple(range(plan.num_ranks))},
-    )
+    return _data_parallel(len(plan.stages), plan.num_ranks)
 
 
 def model_parallel_conf(plan: Plan) -> Conf:
     """Return mp_conf: one rank for each of the plan's stages, without replicas."""
-    return Conf(
-        module_to_stage_map=_modules(plan),
-        stage_to_rank_map={str(stage): (stage,) for stage in range(len(plan.stages))},
-    )
+    return _model_parallel(len(plan.stages))
 
 
 def hybrid_conf(plan: Plan) -> Conf:
@@ -103,7 +99,7 @@ def hybrid_conf(plan: Plan) -> Conf:
             )
     try:
         return Conf(
-            module_to_stage_map=_modules(plan),
+            module_to_stage_map=_modules(len(plan.stages)),
             stage_to_rank_map={
                 str(stage): tuple(replica.rank for replica in found.replicas)
                 for stage, found in enumerate(plan.stages)
@@ -129,7 +125,50 @@ def save_confs(plan: Plan, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in confs)
 
 
-def _modules(plan: Plan) -> tuple[int, ...]:
+def confs_of(num_stages: int, replicas: Sequence[int] | None) -> dict[str, Conf]:
+    """Return the conf files of a pipeline by name; its ranks are numbered from stage 0 on.
+
+    Args:
+        replicas: the ranks of each stage; None: one each, and there is no hybrid_conf.json.
+
+    Raises:
+        InputError: there are not as many replicas as stages.
+    """
+    if replicas is not None and len(replicas) != num_stages:
+        raise InputError(
+            f"the map of ranks names {len(replicas)} stages, expected the graph's {num_stages}"
+        )
+    num_ranks = num_stages if replicas is None else sum(replicas)
+    confs = {
+        "dp_conf.json": _data_parallel(num_stages, num_ranks),
+        "mp_conf.json": _model_parallel(num_stages),
+    }
+    if replicas is not None:
+        ends = list(itertools.accumulate(replicas))
+        confs["hybrid_conf.json"] = Conf(
+            module_to_stage_map=_modules(num_stages),
+            stage_to_rank_map={
+                str(stage): tuple(range(end - count, end))
+                for stage, (end, count) in enumerate(zip(ends, replicas, strict=True))
+            },
+        )
+    return confs
+
+
+def _data_parallel(num_stages: int, num_ranks: int) -> Conf:
+    return Conf(
+        module_to_stage_map=(0,) * (num_stages + 1),
+        stage_to_rank_map={"0": tuple(range(num_ranks))},
+    )
+
+
+def _model_parallel(num_stages: int) -> Conf:
+    return Conf(
+        module_to_stage_map=_modules(num_stages),
+        stage_to_rank_map={str(stage): (stage,) for stage in range(num_stages)},
+    )
+
+
+def _modules(num_stages: int) -> tuple[int, ...]:
     """Return the stage of each module: the stages in order, then the criterion in the last."""
-    stages = range(len(plan.stages))
-    return (*stages, stages[-1])
+    return (*range(num_stages), num_stages - 1)

@@ -10,28 +10,19 @@ from collections.abc import Iterable, Mapping
 
 from stagewright.document import InputError
 from stagewright.graph import (
-    AttributeOperation,
-    Constructor,
     ExternalOperation,
-    FunctionOperation,
     InputOperation,
     LayerCost,
     LayerGraph,
     LayerNode,
-    MethodOperation,
     ModelIdentity,
-    ModuleOperation,
 )
+from stagewright.pipedream_description import describe
 from stagewright.pipedream_graph import TextGraph, TextNode, is_description
 from stagewright.value import (
-    Argument,
     LayerRef,
-    MappingArgument,
     SequenceArgument,
     SequenceSpec,
-    SliceArgument,
-    SpecialValue,
-    TorchConstant,
     references_of,
     tensors_of,
 )
@@ -122,7 +113,7 @@ def from_layer_graph(
             stage = stages.get(layer.name, 0) if layer.is_input else stages[layer.name]
         node = TextNode(
             name=identifiers[layer.name],
-            description=_one_line(_describe(layer)),
+            description=_one_line(describe(layer)),
             forward_ms=cost.forward_ms,
             backward_ms=cost.backward_ms,
             activation_bytes=activation,
@@ -184,48 +175,6 @@ def _structure_sha256(layers: Iterable[LayerNode]) -> str:
         [layer.name, *(n for a in layer.arguments for n in references_of(a))] for layer in layers
     ]
     return hashlib.sha256(json.dumps(structure).encode()).hexdigest()
-
-
-def _describe(layer: LayerNode) -> str:
-    """Return a layer as PipeDream describes it: a module as it prints, or the name of an operation."""
-    operation = layer.operation
-    match operation:
-        case InputOperation():
-            return f"Input{operation.key}"
-        case ModuleOperation():
-            call = operation.constructor or Constructor(type=operation.type)
-            keywords = call.keyword_arguments.items()
-            words = [_print(argument) for argument in call.arguments]
-            words += [f"{name}={_print(argument)}" for name, argument in keywords]
-            return f"{call.type.rpartition('.')[2]}({', '.join(words)})"
-        case FunctionOperation():
-            return operation.target
-        case MethodOperation():
-            return operation.name
-        case AttributeOperation():
-            return operation.path
-        case ExternalOperation():
-            return operation.description
-
-
-def _print(argument: Argument) -> str:
-    """Return an argument as Python prints it."""
-    match argument:
-        case SequenceArgument():
-            inner = ", ".join(map(_print, argument.items))
-            if argument.type == "list":
-                return f"[{inner}]"
-            return f"({inner},)" if len(argument.items) == 1 else f"({inner})"
-        case MappingArgument():
-            return f"{{{', '.join(f'{k!r}: {_print(v)}' for k, v in argument.items.items())}}}"
-        case SliceArgument():
-            return (
-                f"slice({', '.join(map(_print, (argument.start, argument.stop, argument.step)))})"
-            )
-        case LayerRef() | TorchConstant() | SpecialValue():
-            return argument.name
-        case _:
-            return repr(argument)
 
 
 def _one_line(description: str) -> str:

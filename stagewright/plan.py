@@ -6,13 +6,18 @@ from pathlib import Path
 from stagewright.certificate import Certificate
 from stagewright.document import Format, Record, load_record, save_record
 from stagewright.schedule import Edge, Pipeline, Schedule, Worker
-from stagewright.scheduling import FORWARD_ONLY, SCHEDULES, make_schedule
+from stagewright.scheduling import FORWARD_ONLY, TRAINING_SCHEDULES, make_schedule
 from stagewright.value import ValueSpec, tensors_of
 
 PLAN_FORMAT = Format(
     name="stagewright.plan",
-    version=2,
-    upgrades={1: dict},  # Version 2 adds stages[].recompute, false where it is left out.
+    version=5,
+    upgrades={
+        1: dict,  # Version 2 adds stages[].recompute, false where it is left out.
+        2: dict,  # Version 3 adds autocast, null where left out, and values that depend on the data.
+        3: dict,  # Version 4 adds proof.every_cut and certificates[].cuts, which may be left out.
+        4: dict,  # Version 5 adds recomputation and money to certificates, none where left out.
+    },
 )
 
 
@@ -102,6 +107,15 @@ class ModelInput(Record):
     spec: ValueSpec
 
 
+class EveryCut(Record):
+    """What is known about all cuts of a graph if the planner searched only some of them."""
+
+    lower_bound: float
+    """No plan, whatever its cuts, has a smaller value."""
+    method: str
+    """How it was found, for people."""
+
+
 class Proof(Record, omit_defaults=True):
     """How good the plan is known to be."""
 
@@ -114,13 +128,22 @@ class Proof(Record, omit_defaults=True):
     """No plan in the search space has a smaller value."""
     space: str
     """Which plans were searched, for people."""
+    every_cut: EveryCut | None = None
+    """None: the space has all cuts of the graph, or nothing is known."""
     certificates: tuple[Certificate, ...] = ()
     """Prices that prove a lower bound, for every micro-batch size that was searched; empty: none was made."""
 
     @property
     def gap(self) -> float:
-        """How far the value may be above the optimum, as a fraction of the value."""
+        """How far the value may be above the optimum of the space, as a fraction of the value."""
         return (self.value - self.lower_bound) / self.value if self.value else 0.0
+
+    @property
+    def every_cut_gap(self) -> float | None:
+        """How far the value may be above the optimum over all cuts; None: nothing is known but `gap`."""
+        if self.every_cut is None:
+            return None
+        return (self.value - self.every_cut.lower_bound) / self.value if self.value else 0.0
 
 
 class Source(Record):
@@ -140,6 +163,9 @@ class Plan(Record, dict=True):
     factory: str
     structure_sha256: str
     dtype: str
+    """Of the parameters."""
+    autocast: str | None = None
+    """The dtype of mixed precision (torch.autocast) that it was profiled in; None: all in `dtype`."""
     microbatch_size: int
     num_microbatches: int
     schedule: str
@@ -156,10 +182,9 @@ class Plan(Record, dict=True):
     def __post_init__(self) -> None:
         if self.microbatch_size < 1 or self.num_microbatches < 1:
             raise ValueError("microbatch_size and num_microbatches must be at least 1")
-        if self.schedule not in (*SCHEDULES, FORWARD_ONLY):
-            raise ValueError(
-                f"schedule is {self.schedule!r}, expected one of {', '.join((*SCHEDULES, FORWARD_ONLY))}"
-            )
+        known = (*TRAINING_SCHEDULES, FORWARD_ONLY)
+        if self.schedule not in known:
+            raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(known)}")
         if not self.stages:
             raise ValueError("stages is empty, expected at least one stage")
         ranks = sorted({replica.rank for stage in self.stages for replica in stage.replicas})
@@ -192,6 +217,15 @@ class Plan(Record, dict=True):
     @property
     def num_ranks(self) -> int:
         return 1 + max(replica.rank for stage in self.stages for replica in stage.replicas)
+
+    @cached_property
+    def stages_of_ranks(self) -> dict[int, dict[int, Replica]]:
+        """By rank, the stages that it runs and its place in each."""
+        found: dict[int, dict[int, Replica]] = {rank: {} for rank in range(self.num_ranks)}
+        for index, stage in enumerate(self.stages):
+            for replica in stage.replicas:
+                found[replica.rank][index] = replica
+        return found
 
     @property
     def batch_size(self) -> int:

@@ -11,12 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stagewright.document import InputError
+from stagewright.flushless import Rounds, Update
 from stagewright.schedule import Action, Edge, Pipeline, Progress, Schedule
+
+GRADIENTS_UNDERWAY = 2
+"""Messages of gradients per border that a rank has on their way at most: nothing comes back that would tell
+of their arrival, so their memory stays until the sender waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The values (forward) or the gradients (backward) of one border for one micro-batch."""
+    """The values (forward) or the gradients (backward) of one border for one unit."""
 
     edge: Edge
     microbatch: int
@@ -24,14 +29,16 @@ class Message:
     sender: int
     """Rank."""
     receiver: int
+    slice: int | None = None
 
     def __str__(self) -> str:
+        piece = "" if self.slice is None else f", slice {self.slice}"
         what = "values" if self.forward else "gradients"
         first, second = self.edge.source, self.edge.target
         if not self.forward:
             first, second = second, first
         return (
-            f"{what} of micro-batch {self.microbatch} from stage {first} (rank {self.sender}) "
+            f"{what} of micro-batch {self.microbatch}{piece} from stage {first} (rank {self.sender}) "
             f"to stage {second} (rank {self.receiver})"
         )
 
@@ -50,7 +57,7 @@ class Receive:
     message: Message
 
 
-Instruction = Action | Send | Receive
+Instruction = Action | Send | Receive | Update
 
 
 def messages_from(pipeline: Pipeline, action: Action) -> list[Message]:
@@ -76,26 +83,43 @@ def messages_to(pipeline: Pipeline, action: Action) -> list[Message]:
 def _message(pipeline: Pipeline, edge: Edge, action: Action, forward: bool) -> Message:
     ends = [pipeline.routes[stage][action.microbatch] for stage in (edge.source, edge.target)]
     sender, receiver = ends if forward else reversed(ends)
-    return Message(edge, action.microbatch, forward, sender, receiver)
+    return Message(edge, action.microbatch, forward, sender, receiver, action.slice)
 
 
 def check(pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False) -> list[Action]:
     """Return one order of all actions in which each comes after what it needs.
 
+    In a pipeline with updates, an action also waits for those that its row has before it (flushless.py).
+
     Raises:
         InputError: an action is missing, doubled, of no stage or on a rank that the plan does not give it,
             or the rows wait for one another; the message names the actions, each with what it lacks.
     """
+    order = order_with_updates(pipeline, schedule, forward_only=forward_only)
+    return [item for item in order if isinstance(item, Action)]
+
+
+def order_with_updates(
+    pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False
+) -> list[Action | Update]:
+    """Return the order of `check` with the updates of a pipeline that has some; raises what it does."""
     _check_presence(pipeline, schedule, forward_only)
     waiting = {rank: deque(row) for rank, row in schedule.rows.items()}
-    progress = Progress(pipeline)
-    order: list[Action] = []
+    progress, num_slices = Progress(pipeline), pipeline.num_slices
+    rounds = Rounds(pipeline) if pipeline.updates and not forward_only else None
+    order: list[Action | Update] = []
     candidates = set(waiting)
     while candidates:
         started = []
         for rank in sorted(candidates):
             row = waiting[rank]
-            if row and progress.is_ready(row[0].stage, row[0].kind, row[0].microbatch):
+            if not row:
+                continue
+            head = row[0]
+            unit = head.microbatch * num_slices + (head.slice or 0)
+            if not progress.is_ready(head.stage, head.kind, unit):
+                continue
+            if rounds is None or rounds.may_start(rank, head):
                 started.append((rank, row.popleft()))
         # Only these ranks can have got what they wait for.
         candidates = set()
@@ -103,8 +127,11 @@ def check(pipeline: Pipeline, schedule: Schedule, *, forward_only: bool = False)
             candidates.add(rank)
             candidates.update(progress.add(action))
             order.append(action)
+            for update in rounds.add(rank, action) if rounds else ():
+                candidates.update(worker.rank for worker in pipeline.stages[update.stage])
+                order.append(update)
     if any(waiting.values()):
-        done = set(order)
+        done = {item for item in order if isinstance(item, Action)}
         stuck = "; ".join(
             f"rank {rank} waits at {row[0]} for {_lacking(pipeline, row[0], done)}"
             for rank, row in sorted(waiting.items())
@@ -123,7 +150,11 @@ def compile_programs(
         InputError: as `check` does.
     """
     programs: dict[int, list[Instruction]] = {rank: [] for rank in schedule.rows}
-    for action in check(pipeline, schedule, forward_only=forward_only):
+    for action in order_with_updates(pipeline, schedule, forward_only=forward_only):
+        if isinstance(action, Update):
+            for worker in pipeline.stages[action.stage]:
+                programs[worker.rank].append(action)
+            continue
         programs[pipeline.routes[action.stage][action.microbatch]].append(action)
         for message in messages_from(pipeline, action):
             if message.sender != message.receiver:
@@ -138,30 +169,29 @@ def _check_presence(pipeline: Pipeline, schedule: Schedule, forward_only: bool) 
             f"the schedule has rows for ranks {sorted(schedule.rows)}, expected {pipeline.ranks}"
         )
     counts: dict[str, list[list[int]]] = {
-        kind: [[0] * pipeline.num_microbatches for _ in pipeline.stages] for kind in "FBIW"
+        kind: [[0] * pipeline.num_units for _ in pipeline.stages] for kind in "FBIW"
     }
     routes = pipeline.routes
     for rank, row in schedule.rows.items():
         for action in row:
             stage, microbatch = action.stage, action.microbatch
-            known = (
-                stage < len(routes)
-                and microbatch < pipeline.num_microbatches
-                and action.slice is None
-            )
+            known = stage < len(routes) and microbatch < pipeline.num_microbatches
+            known = known and (action.slice is None) == (pipeline.num_slices == 1)
+            known = known and (action.slice or 0) < pipeline.num_slices
             if not known or routes[stage][microbatch] != rank:
                 raise InputError(
                     f"rank {rank} has action {action}, which the plan does not give it"
                 )
-            counts[action.kind][stage][microbatch] += 1
+            counts[action.kind][stage][pipeline.place_of(microbatch, action.slice)] += 1
     complete = {(1, 0, 0, 0)} if forward_only else {(1, 1, 0, 0), (1, 0, 1, 1)}
     for stage in range(len(routes)):
         of_kinds = (counts[kind][stage] for kind in "FBIW")
-        for microbatch, found in enumerate(zip(*of_kinds, strict=True)):
+        for unit, found in zip(pipeline.units, zip(*of_kinds, strict=True), strict=True):
             if found not in complete:
+                piece = "" if unit[1] is None else f", slice {unit[1]}"
                 raise InputError(
-                    f"stage {stage} has (F, B, I, W) = {found} for micro-batch {microbatch}, expected one of "
-                    f"{sorted(complete)}: each unit once forward and once backward\n{schedule}"
+                    f"stage {stage} has (F, B, I, W) = {found} for micro-batch {unit[0]}{piece}, expected "
+                    f"one of {sorted(complete)}: each unit once forward and once backward\n{schedule}"
                 )
 
 
@@ -171,4 +201,4 @@ def _lacking(pipeline: Pipeline, action: Action, done: set[Action]) -> str:
         choices = need if isinstance(need, tuple) else (need,)
         if not any(choice in done for choice in choices):
             return " or ".join(map(str, choices))
-    return "nothing"
+    return "an update of its stage"

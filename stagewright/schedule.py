@@ -65,6 +65,16 @@ class Edge:
     carries_gradient: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """When a run without flush updates (flushless.py)."""
+
+    window: int
+    """Micro-batches that an update sums over."""
+    is_delayed: bool
+    """Whether a window uses the weights after all windows but the one before it, on every stage."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """All that a schedule depends on: who runs each stage, which stages exchange messages, how many units."""
@@ -72,6 +82,25 @@ class Pipeline:
     stages: tuple[tuple[Worker, ...], ...]
     edges: tuple[Edge, ...]
     num_microbatches: int
+    updates: Updates | None = None
+    """None: one update, after all micro-batches (a flush)."""
+    num_slices: int = 1
+    """Token slices of every micro-batch; a stage runs them forward in order, backward in reversed order."""
+
+    @property
+    def num_units(self) -> int:
+        return self.num_microbatches * self.num_slices
+
+    @cached_property
+    def units(self) -> tuple[tuple[int, int | None], ...]:
+        """(Micro-batch, slice) of every unit, in the order of the forwards; slice None without slices."""
+        if self.num_slices == 1:
+            return tuple((microbatch, None) for microbatch in range(self.num_microbatches))
+        return tuple(itertools.product(range(self.num_microbatches), range(self.num_slices)))
+
+    def place_of(self, microbatch: int, piece: int | None) -> int:
+        """Return a unit's place in `units`."""
+        return microbatch * self.num_slices + (piece or 0)
 
     @cached_property
     def routes(self) -> tuple[tuple[int, ...], ...]:
@@ -93,14 +122,22 @@ class Pipeline:
         return tuple(tuple(e for e in self.edges if e.source == s) for s in range(len(self.stages)))
 
     def needs(self, action: Action) -> Iterator[Action | tuple[Action, Action]]:
-        """Yield the actions that must be done before one; a pair means either of the two (B or I)."""
+        """Yield the actions that must be done before one; a pair means either of the two (B or I).
+
+        A slice attends to the slices before it: forward needs those, backward those behind it.
+        """
         stage, unit = action.stage, (action.microbatch, action.slice)
         if action.kind == "F":
             yield from (Action(edge.source, "F", *unit) for edge in self.sources[stage])
+            if action.slice:
+                yield Action(stage, "F", action.microbatch, action.slice - 1)
         elif action.kind == "W":
             yield Action(stage, "I", *unit)
         else:
             yield Action(stage, "F", *unit)
+            if action.slice is not None and action.slice + 1 < self.num_slices:
+                behind = (action.microbatch, action.slice + 1)
+                yield (Action(stage, "B", *behind), Action(stage, "I", *behind))
             for edge in self.targets[stage]:
                 if edge.carries_gradient:
                     yield (Action(edge.target, "B", *unit), Action(edge.target, "I", *unit))
@@ -128,10 +165,11 @@ def _deal(workers: tuple[Worker, ...], num_microbatches: int) -> tuple[int, ...]
 
 
 class Progress:
-    """Which actions are done, and so which can start: `needs` made fast, for a pipeline without slices."""
+    """Which actions are done, and so which can start: `Pipeline.needs` made fast."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        stages, size = range(len(pipeline.stages)), pipeline.num_microbatches
+        stages, size = range(len(pipeline.stages)), pipeline.num_units
+        self._num_slices = pipeline.num_slices
         forward = [bytearray(size) for _ in stages]
         backward = [bytearray(size) for _ in stages]
         split = [bytearray(size) for _ in stages]
@@ -146,7 +184,7 @@ class Progress:
             "I": [list(pair) for pair in zip(backward, split, strict=True)],
             "W": [[] for _ in stages],
         }
-        """By kind and stage: columns with a place for every micro-batch, which such an action sets."""
+        """By kind and stage: columns with a place for every unit, which such an action sets."""
         self._needed: dict[Kind, list[list[bytearray]]] = {
             "F": values,
             "B": gradients,
@@ -154,6 +192,8 @@ class Progress:
             "W": [[column] for column in split],
         }
         """Those that must be set before it starts."""
+        self._neighbours: dict[Kind, list[bytearray]] = {"F": forward, "B": backward, "I": backward}
+        """By stage: those whose unit one slice before (forward) or behind (backward) must be set too."""
         self._routes = pipeline.routes
         after = [[edge.target for edge in pipeline.targets[s]] for s in stages]
         before = [[edge.source for edge in pipeline.sources[s]] for s in stages]
@@ -165,15 +205,23 @@ class Progress:
         }
         """Other stages that may wait for it."""
 
-    def is_ready(self, stage: int, kind: Kind, microbatch: int) -> bool:
-        """Return whether all that an action needs is done."""
-        return all(column[microbatch] for column in self._needed[kind][stage])
+    def is_ready(self, stage: int, kind: Kind, unit: int) -> bool:
+        """Return whether all that an action needs is done; the unit is its place in `Pipeline.units`."""
+        ready = all(column[unit] for column in self._needed[kind][stage])
+        if self._num_slices == 1 or not ready or kind == "W":
+            return ready
+        piece = unit % self._num_slices
+        if kind == "F":
+            return piece == 0 or bool(self._neighbours["F"][stage][unit - 1])
+        is_last = piece == self._num_slices - 1
+        return is_last or bool(self._neighbours[kind][stage][unit + 1])
 
     def add(self, action: Action) -> list[int]:
         """Note that an action is done; return the other ranks that may have waited for it."""
         stage, kind, microbatch = action.stage, action.kind, action.microbatch
+        unit = microbatch * self._num_slices + (action.slice or 0)
         for column in self._done[kind][stage]:
-            column[microbatch] = 1
+            column[unit] = 1
         return [self._routes[s][microbatch] for s in self._served[kind][stage]]
 
 

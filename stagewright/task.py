@@ -23,6 +23,8 @@ MEANING = {
     "loss": "loss(output, target) returns the mean loss of a micro-batch",
     "dataset": "dataset(split) returns a map-style dataset of (input, target) for 'train' and 'test'",
     "metric": "metric(output, target) returns a number, averaged over the samples",
+    "grid_model": "grid_model(num_layers, width) returns the model of that size",
+    "grid_input": "grid_input(model, batch_size, length, context) returns what it takes for such a slice",
 }
 
 

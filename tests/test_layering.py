@@ -20,6 +20,8 @@ SCRIPTS = tuple(
     ROOT / "optimizer" / name
     for name in (
         "inference_optimizer_graph.py",
+        "convert_graph_to_model.py",
+        "convert_graph_to_model_for_mink.py",
         "optimizer_graph_hierarchical.py",
         "optimizer_graph_hierarchical_hybrid.py",
     )

@@ -113,12 +113,12 @@ def test_native_layers_are_described_as_they_print() -> None:
         "Inputmask",
         "Embedding(10, 8, padding_idx=None, max_norm=None, norm_type=2.0)",
         "Recurrent()",
-        "operator.getitem",
+        "__getitem__(0)",
         "operator.getitem",
         "to",
         "bias",
-        "operator.add",
-        "operator.add",
+        "Add",
+        "Add",
         "MinkowskiReLU()",
     ]
     assert graph.nodes[3].activation_bytes == (384.0, 0.0, 64.0)

@@ -95,7 +95,7 @@ def test_both_ends_of_every_channel_have_its_messages_in_the_same_order(
     received: dict[tuple[int, int, bool], list[Message]] = defaultdict(list)
     for rank, program in programs.items():
         for item in program:
-            if isinstance(item, Action):
+            if not isinstance(item, Send | Receive):
                 continue
             message = item.message
             ends = sent if isinstance(item, Send) else received

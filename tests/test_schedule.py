@@ -1,6 +1,7 @@
 """Actions and rows print and parse back; micro-batches are dealt exactly by share."""
 
 import itertools
+import random
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagewright.document import InputError
-from stagewright.schedule import Action, Edge, Pipeline, Schedule, Worker
+from stagewright.schedule import Action, Edge, Pipeline, Progress, Schedule, Worker
+from stagewright.scheduling import SCHEDULES, make_schedule
+
+from .random_pipelines import pipelines
 
 small = st.integers(0, 999)
 kinds = st.sampled_from(["F", "B", "I", "W"])
@@ -125,3 +129,44 @@ def test_units_in_flight_are_counted_from_forward_to_the_end_of_backward() -> No
     assert schedule.units_in_flight(0, 0) == 2
     assert schedule.units_in_flight(1, 1) == 2
     assert schedule.units_in_flight(1, 0) == 1
+
+
+@given(pipelines(most_slices=3), st.randoms(use_true_random=False))
+def test_progress_is_needs_made_fast(pipeline: Pipeline, rng: random.Random) -> None:
+    every = [
+        Action(stage, kind, *unit)
+        for stage in range(len(pipeline.stages))
+        for kind in ("F", "I", "W")
+        for unit in pipeline.units
+    ]
+    progress, done = Progress(pipeline), set[Action]()
+    for action in rng.sample(every, len(every)):
+        needs = (need if isinstance(need, tuple) else (need,) for need in pipeline.needs(action))
+        ready = all(done.intersection(need) for need in needs)
+        place = pipeline.place_of(action.microbatch, action.slice)
+        assert progress.is_ready(action.stage, action.kind, place) == ready
+        if rng.random() < 0.9:
+            progress.add(action)
+            done.add(action)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(pipeline=pipelines(most_slices=4))
+def test_slices_go_forward_in_order_and_backward_reversed(name: str, pipeline: Pipeline) -> None:
+    rows = make_schedule(name, pipeline).rows
+    for stage, ranks in enumerate(pipeline.routes):
+        for microbatch, rank in enumerate(ranks):
+            own = [a for a in rows[rank] if (a.stage, a.microbatch) == (stage, microbatch)]
+            pieces = [piece for unit, piece in pipeline.units if unit == microbatch]
+            assert [a.slice for a in own if a.kind == "F"] == pieces
+            assert [a.slice for a in own if a.kind in "BI"] == pieces[::-1]
+
+
+def test_a_slice_needs_the_ones_before_it_and_its_backward_those_behind() -> None:
+    worker = (Worker(0, 1),)
+    pipeline = Pipeline(stages=(worker,), edges=(), num_microbatches=1, num_slices=2)
+    assert list(pipeline.needs(Action.parse("0F0.1"))) == [Action.parse("0F0.0")]
+    assert list(pipeline.needs(Action.parse("0B0.0"))) == [
+        Action.parse("0F0.0"),
+        (Action.parse("0B0.1"), Action.parse("0I0.1")),
+    ]

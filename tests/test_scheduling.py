@@ -17,6 +17,8 @@ from stagewright.scheduling import (
     units_held_at_most,
 )
 
+from .random_pipelines import end_of
+
 
 @st.composite
 def pipelines(draw: st.DrawFn) -> Pipeline:
@@ -115,19 +117,6 @@ def test_zero_bubble_fills_the_bubbles_of_1f1b() -> None:
     ends = {name: end_of(pipeline, make_schedule(name, pipeline)) for name in SCHEDULES}
     assert ends["1f1b"] == 8 * 3 + 3 * 3
     assert ends["zero-bubble"] < ends["1f1b"]
-
-
-def end_of(pipeline: Pipeline, schedule: Schedule) -> int:
-    """Return when the last action ends if each starts as soon as it can."""
-    end: dict[Action, int] = {}
-    free = dict.fromkeys(schedule.rows, 0)
-    for action in check(pipeline, schedule):
-        rank = pipeline.routes[action.stage][action.microbatch]
-        needs = (need if isinstance(need, tuple) else (need,) for need in pipeline.needs(action))
-        ready = max((end[n] for need in needs for n in need if n in end), default=0)
-        start = max(ready, free[rank])
-        free[rank] = end[action] = start + (2 if action.kind == "B" else 1)
-    return max(end.values())
 
 
 @given(pipelines())

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from stagewright.value import (
     DTYPE_BYTES,
     Argument,
+    CooSpec,
     LayerRef,
     MappingArgument,
     MappingSpec,
     NoneSpec,
     NumberSpec,
+    OpaqueSpec,
     PerSample,
     SequenceArgument,
     SequenceSpec,
@@ -22,8 +24,10 @@ from stagewright.value import (
     TensorSpec,
     TorchConstant,
     ValueSpec,
+    is_ragged,
     references_of,
     tensors_of,
+    without_estimates,
 )
 
 names = st.text(max_size=5)
@@ -35,8 +39,22 @@ tensors = st.builds(
     requires_grad=st.booleans(),
 )
 floats = st.floats(allow_nan=False, allow_infinity=False)
+ragged_tensors = tensors.map(lambda spec: spec.replace(ragged=tuple(range(len(spec.shape)))[::2]))
+numbers = st.builds(NumberSpec, value=sizes | floats | st.booleans(), ragged=st.booleans())
+sparse = st.builds(
+    CooSpec,
+    shape=st.tuples(sizes, sizes),
+    indices=ragged_tensors,
+    values=ragged_tensors,
+    ragged=st.sampled_from([(), (0,), (0, 1)]),
+)
 specs: st.SearchStrategy[ValueSpec] = st.recursive(
-    tensors | st.builds(NoneSpec) | st.builds(NumberSpec, value=sizes | floats | st.booleans()),
+    tensors
+    | ragged_tensors
+    | st.builds(NoneSpec)
+    | numbers
+    | sparse
+    | st.builds(OpaqueSpec, type=names),
     lambda inner: (
         st.builds(
             SequenceSpec,
@@ -109,3 +127,21 @@ def test_tensors_and_references_come_depth_first_in_order() -> None:
         items=(b, SliceArgument(start=None, stop=a, step=b), MappingArgument(items={"x": a}), "b"),
     )
     assert list(references_of(argument)) == ["b", "a", "b", "a"]
+
+
+@given(specs)
+def test_without_estimates_only_what_depends_on_the_data_changes(spec: ValueSpec) -> None:
+    bare = without_estimates(spec)
+    assert is_ragged(bare) == is_ragged(spec)
+    assert without_estimates(bare) == bare
+    if not is_ragged(spec):
+        assert bare == spec
+    for before, after in zip(tensors_of(spec), tensors_of(bare), strict=True):
+        for dimension, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)):
+            assert b == (0 if dimension in before.ragged else a)
+
+
+@pytest.mark.parametrize("ragged", [(2,), (1, 0), (0, 0), (-1,)])
+def test_ragged_dimensions_are_dimensions_in_order(ragged: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected rising dimensions below 2"):
+        TensorSpec(shape=(3, 4), dtype="int8", requires_grad=False, ragged=ragged)
