@@ -1,8 +1,10 @@
-"""Links: what a message between two ranks costs, measured; the figures that a cluster file takes.
+"""Links: what messages between ranks cost, measured; the figures that a cluster file takes.
 
-Every pair of ranks in turn sends messages back and forth while all others wait. Latency is half the round
-trip of a small message; bandwidth is what a large message's time beyond the latency gives. Source of the
-model: Hockney, "The communication challenge for MPP", 1994: time = latency + bytes / bandwidth.
+Every pair of ranks in turn exchanges messages while all others wait: back and forth, both ways at once, and
+summed (all-reduce); then all ranks together sum. Latency is half the round trip of the smallest message;
+bandwidth is what the largest message's time beyond the latency gives. Source of the model: Hockney, "The
+communication challenge for MPP", 1994: time = latency + bytes / bandwidth. How far it is off between is part
+of the result.
 """
 
 import itertools
@@ -10,6 +12,8 @@ import socket
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +23,11 @@ from stagewright.document import Record
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 """Bytes of the messages."""
-MEASURED_S = 0.2
-"""For every pair and size, about so long."""
 MOST_REPEATS, LEAST_REPEATS = 200, 5
+MOST_GROUPED_RANKS = 16
+"""Above, pairs do not sum: each pair needs a group of its own, which holds memory and connections."""
+Curve = dict[str, float]
+"""Milliseconds by message size in bytes: medians."""
 
 
 class PairLink(Record):
@@ -31,34 +37,54 @@ class PairLink(Record):
     second: int
     latency_ms: float
     bandwidth_bytes_per_s: float
-    one_way_ms: dict[str, float]
-    """By message size in bytes: the median of half a round trip."""
+    one_way_ms: Curve
+    """Half a round trip."""
+    both_ways_ms: Curve
+    """Both ranks send at once, until both have received."""
+    all_reduce_ms: Curve | None
+    """The two sum a tensor of so many bytes; None: more than MOST_GROUPED_RANKS ranks."""
+    worst_error: float
+    """The largest error of latency + bytes / bandwidth, over the measured time."""
+
+    @property
+    def both_over_one(self) -> float:
+        """The largest message's time both ways over one way: 1 on a full-duplex link, 2 on a shared one."""
+        size = max(self.one_way_ms, key=int)
+        return self.both_ways_ms[size] / self.one_way_ms[size]
 
 
 class Links(Record):
-    """All pairs, and the slowest of each level."""
+    """All pairs, and all ranks together."""
 
     servers: tuple[str, ...]
     """By rank: the host's name."""
     backend: str
     pairs: tuple[PairLink, ...]
+    all_reduce_ms: Curve
+    """All ranks sum a tensor of so many bytes."""
 
 
-def measure_links(device: torch.device, backend: str) -> Links | None:
+@dataclass(frozen=True)
+class Effort:
+    """What is sent for how long."""
+
+    sizes: Sequence[int] = SIZES
+    seconds: float = 0.1
+    """For each pair, size and kind of exchange, about so long."""
+
+
+def measure_links(device: torch.device, backend: str, effort: Effort = Effort()) -> Links | None:
     """Measure all pairs; return them on rank 0, None elsewhere. Every rank calls this at the same time."""
     rank, size = dist.get_rank(), dist.get_world_size()
     hosts: list[str] = [""] * size
     dist.all_gather_object(hosts, socket.gethostname())
     pairs = []
     for first, second in itertools.combinations(range(size), 2):
-        curve = {}
-        for num_bytes in SIZES:
-            dist.barrier()
-            if rank in (first, second):
-                other = second if rank == first else first
-                curve[num_bytes] = _one_way_ms(num_bytes, other, rank == first, device)
+        group = dist.new_group([first, second]) if size <= MOST_GROUPED_RANKS else None
+        found = _pair_curves((first, second), group, device, effort)
         if rank == first:
-            pairs.append(_fit(first, second, curve))
+            pairs.append(_fit(first, second, *found))
+    together = _curve(range(size), device, effort, dist.all_reduce)
     everyone: list[Any] = [None] * size
     dist.all_gather_object(everyone, pairs)
     if rank != 0:
@@ -67,50 +93,102 @@ def measure_links(device: torch.device, backend: str) -> Links | None:
         servers=tuple(hosts),
         backend=backend,
         pairs=tuple(pair for own in everyone for pair in own),
+        all_reduce_ms=together,
     )
 
 
-def _one_way_ms(num_bytes: int, other: int, starts: bool, device: torch.device) -> float:
-    """Return the median of half a round trip."""
+def _pair_curves(
+    pair: tuple[int, int], group: Any, device: torch.device, effort: Effort
+) -> tuple[Curve, Curve, Curve | None]:
+    """Return one way, both ways and summing; empty curves on the ranks that only wait."""
+    rank = dist.get_rank()
+    other = pair[1] if rank == pair[0] else pair[0]
+
+    def round_trip(buffer: torch.Tensor) -> None:
+        for sends in (rank == pair[0], rank != pair[0]):
+            if sends:
+                dist.send(buffer, other)
+            else:
+                dist.recv(buffer, other)
+
+    def both_ways(buffer: torch.Tensor) -> None:
+        received = torch.empty_like(buffer)
+        exchange = [dist.P2POp(dist.isend, buffer, other), dist.P2POp(dist.irecv, received, other)]
+        for work in dist.batch_isend_irecv(exchange):
+            work.wait()
+
+    one_way = {size: ms / 2 for size, ms in _curve(pair, device, effort, round_trip).items()}
+    both = _curve(pair, device, effort, both_ways)
+    if group is None:
+        return one_way, both, None
+    return one_way, both, _curve(pair, device, effort, lambda b: dist.all_reduce(b, group=group))
+
+
+def _curve(
+    ranks: Sequence[int],
+    device: torch.device,
+    effort: Effort,
+    exchange: Callable[[torch.Tensor], object],
+) -> Curve:
+    """Return the median time of an exchange for each size, on all of some ranks; the others wait."""
+    curve: Curve = {}
+    for num_bytes in effort.sizes:
+        dist.barrier()
+        if dist.get_rank() in ranks:
+            curve[str(num_bytes)] = _median_ms(ranks, device, num_bytes, effort.seconds, exchange)
+    return curve
+
+
+def _median_ms(
+    ranks: Sequence[int],
+    device: torch.device,
+    num_bytes: int,
+    seconds: float,
+    exchange: Callable[[torch.Tensor], object],
+) -> float:
     buffer = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-    _round_trip(buffer, other, starts)
-    started = time.perf_counter()
-    _round_trip(buffer, other, starts)
-    spent_s = max(time.perf_counter() - started, 1e-6)
-    repeats = torch.tensor(max(LEAST_REPEATS, min(MOST_REPEATS, int(MEASURED_S / spent_s))))
-    if starts:
-        dist.send(repeats, other)
-    else:
-        dist.recv(repeats, other)
-    times = []
-    for _ in range(int(repeats)):
+
+    def timed_ms() -> float:
         started = time.perf_counter()
-        _round_trip(buffer, other, starts)
-        times.append((time.perf_counter() - started) / 2 * 1e3)
-    return statistics.median(times)
+        exchange(buffer)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - started) * 1e3
+
+    timed_ms()
+    expected_ms = max(timed_ms(), 1e-3)
+    repeats = torch.tensor(max(LEAST_REPEATS, min(MOST_REPEATS, int(seconds * 1e3 / expected_ms))))
+    _tell(repeats, ranks)
+    return statistics.median(timed_ms() for _ in range(int(repeats)))
 
 
-def _round_trip(buffer: torch.Tensor, other: int, starts: bool) -> None:
-    if starts:
-        dist.send(buffer, other)
-        dist.recv(buffer, other)
-    else:
-        dist.recv(buffer, other)
-        dist.send(buffer, other)
-    if buffer.device.type == "cuda":
-        torch.cuda.synchronize(buffer.device)
+def _tell(number: torch.Tensor, ranks: Sequence[int]) -> None:
+    """Give all ranks the first one's number."""
+    leader, *others = ranks
+    if dist.get_rank() != leader:
+        dist.recv(number, leader)
+        return
+    for other in others:
+        dist.send(number, other)
 
 
-def _fit(first: int, second: int, curve: dict[int, float]) -> PairLink:
-    latency_ms = curve[SIZES[0]]
-    largest = SIZES[-1]
+def _fit(
+    first: int, second: int, one_way: Curve, both_ways: Curve, all_reduce: Curve | None
+) -> PairLink:
+    curve = {int(num_bytes): ms for num_bytes, ms in one_way.items()}
+    latency_ms, largest = curve[min(curve)], max(curve)
     beyond_s = max(curve[largest] - latency_ms, 1e-6) / 1e3
+    bandwidth = largest / beyond_s
+    errors = (abs(latency_ms + n / bandwidth * 1e3 - ms) / ms for n, ms in curve.items())
     return PairLink(
         first=first,
         second=second,
         latency_ms=latency_ms,
-        bandwidth_bytes_per_s=largest / beyond_s,
-        one_way_ms={str(num_bytes): ms for num_bytes, ms in curve.items()},
+        bandwidth_bytes_per_s=bandwidth,
+        one_way_ms=one_way,
+        both_ways_ms=both_ways,
+        all_reduce_ms=all_reduce,
+        worst_error=max(errors),
     )
 
 

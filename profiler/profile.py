@@ -10,9 +10,11 @@ import torch
 from stagewright.document import InputError
 from stagewright.graph import Emulation, LayerGraph, ModelIdentity
 from stagewright.task import Task
+from stagewright.value import AUTOCAST_DTYPES
 
 from .measuring.measure import Repeats, measure
-from .tracing.trace import trace
+from .measuring.step import Autocast
+from .tracing.trace import Tracing, trace
 
 DTYPES = {
     "float32": torch.float32,
@@ -32,9 +34,13 @@ class Request:
     """Micro-batch sizes."""
     device: str = "cpu"
     dtype: str = "float32"
+    """Of parameters and inputs."""
+    autocast: str | None = None
+    """Mixed precision: compute in this dtype what torch.autocast does, over float32 parameters."""
     slowdown: float | None = None
     """Multiplies all times: this device stands for a slower one. None: it stands for itself."""
     seed: int = 0
+    tracing: Tracing = field(default_factory=Tracing)
     limits: Repeats = field(default_factory=Repeats)
 
 
@@ -49,19 +55,7 @@ def profile(
         InputError: a number of the request is out of range, the device is not there or its memory is too
             small, or the model cannot be traced or run.
     """
-    batch_sizes = tuple(sorted(set(request.batch_sizes)))
-    if not batch_sizes or batch_sizes[0] < 1:
-        raise InputError(f"micro-batch sizes are {batch_sizes}, expected numbers from 1")
-    if request.limits.repeats < 1:
-        raise InputError(f"repeats is {request.limits.repeats}, expected at least 1")
-    if not request.limits.max_seconds > 0:
-        raise InputError(f"max seconds is {request.limits.max_seconds}, expected a number above 0")
-    if not request.device_type.strip():
-        raise InputError("the device type's name is empty; name it as the cluster files do")
-    if request.dtype not in DTYPES:
-        raise InputError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
-    emulation = _emulation(request.slowdown)
-    device = _device(request.device)
+    batch_sizes, slowdown, device = checked(request)
     torch.manual_seed(request.seed)
     model = task.build()
     if not isinstance(model, torch.nn.Module):
@@ -69,9 +63,11 @@ def profile(
             f"task {task.name}: {task.factory} returns a {type(model).__name__}, expected an nn.Module"
         )
     try:
-        traced = trace(task, model.to(device, DTYPES[request.dtype]))
-        slowdown = 1.0 if emulation is None else emulation.slowdown
-        found = measure(traced, task, batch_sizes, request.limits, progress, slowdown)
+        precision = Autocast(device.type, DTYPES[request.autocast] if request.autocast else None)
+        model.to(device, DTYPES[request.dtype])
+        with precision.context():
+            traced = trace(task, model, how=request.tracing)
+        found = measure(traced, task, batch_sizes, request.limits, progress, slowdown, precision)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"{request.device}: its memory is too small for the micro-batch sizes {list(batch_sizes)}; "
@@ -83,16 +79,58 @@ def profile(
         ),
         device_type=request.device_type,
         device=device_description(device),
-        emulation=emulation,
+        emulation=_emulation(request.slowdown),
         dtype=request.dtype,
+        autocast=request.autocast,
         torch_version=str(torch.__version__),
         batch_sizes=batch_sizes,
-        layers=tuple(layer.replace(costs=found.layers[layer.name]) for layer in traced.layers),
+        layers=tuple(
+            layer.replace(
+                costs=found.layers[layer.name],
+                output=found.outputs.get(layer.name, layer.output),
+            )
+            for layer in traced.layers
+        ),
         output=traced.output,
         tied=traced.tied,
         loss=found.loss,
         whole=found.whole,
     )
+
+
+def checked(request: Request) -> tuple[tuple[int, ...], float, torch.device]:
+    """Return the micro-batch sizes in order, the factor of all times, and the device.
+
+    Raises:
+        InputError: a number of the request is out of range, or the device is not there.
+    """
+    batch_sizes = tuple(sorted(set(request.batch_sizes)))
+    if not batch_sizes or batch_sizes[0] < 1:
+        raise InputError(f"micro-batch sizes are {batch_sizes}, expected numbers from 1")
+    _check(request)
+    emulation = _emulation(request.slowdown)
+    slowdown = 1.0 if emulation is None else emulation.slowdown
+    return batch_sizes, slowdown, _device(request.device)
+
+
+def _check(request: Request) -> None:
+    """Raise InputError if something besides the micro-batch sizes and the device is out of its range."""
+    if request.limits.repeats < 1:
+        raise InputError(f"repeats is {request.limits.repeats}, expected at least 1")
+    uncertainty = request.limits.uncertainty
+    if uncertainty is not None and not uncertainty > 0:
+        raise InputError(f"uncertainty is {uncertainty}, expected a number above 0")
+    if not request.limits.max_seconds > 0:
+        raise InputError(f"max seconds is {request.limits.max_seconds}, expected a number above 0")
+    if not request.device_type.strip():
+        raise InputError("the device type's name is empty; name it as the cluster files do")
+    if request.dtype not in DTYPES:
+        raise InputError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
+    if request.autocast and (request.dtype, request.autocast in DTYPES) != ("float32", True):
+        raise InputError(
+            f"autocast is {request.autocast!r} with parameters in {request.dtype}, expected one of "
+            f"{', '.join(AUTOCAST_DTYPES.values())} with parameters in float32"
+        )
 
 
 def device_description(device: torch.device) -> str:

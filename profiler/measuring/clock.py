@@ -1,13 +1,16 @@
-"""Clocks: moments of a device and the milliseconds between them."""
+"""Meters: what they read at moments of a step, and what lies between two; the clocks of devices."""
 
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+Amount_co = TypeVar("Amount_co", covariant=True)
+"""What a meter measures: a number, or a numpy array of several."""
 
-class Clock(Protocol):
-    """Reads moments now, and tells their distance after `settle`."""
+
+class Meter(Protocol[Amount_co]):
+    """Reads moments now, and tells what lies between them after `settle`."""
 
     def now(self) -> Any:
         """Return this moment."""
@@ -15,8 +18,12 @@ class Clock(Protocol):
     def settle(self) -> None:
         """Wait until the device has passed all moments that were read."""
 
-    def between_ms(self, first: Any, second: Any) -> float:
-        """Return the milliseconds from one moment to another."""
+    def between(self, first: Any, second: Any) -> Amount_co:
+        """Return what was used from one moment to another: milliseconds, if this is a clock."""
+
+
+Clock = Meter[float]
+"""Its amounts are milliseconds."""
 
 
 class ProcessClock:
@@ -28,7 +35,7 @@ class ProcessClock:
     def settle(self) -> None:
         """Nothing to wait for: calls on a CPU return when they are done."""
 
-    def between_ms(self, first: int, second: int) -> float:
+    def between(self, first: int, second: int) -> float:
         return (second - first) / 1e6
 
 
@@ -46,7 +53,7 @@ class CudaClock:
     def settle(self) -> None:
         torch.cuda.synchronize(self.device)
 
-    def between_ms(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
+    def between(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
         return float(first.elapsed_time(second))
 
 

@@ -6,24 +6,49 @@ it until it starts on the next: autograd runs on a CPU in the reverse order of t
 backwards follow one another, and a hook on the first operation of each reads the clock. Gradients add into
 those of an earlier micro-batch, as in every micro-batch of a step but the first. Caches, memory and the
 sums at branches are so as in training, and no time is left out or counted twice; what a walk adds is the
-reading of the clock (about 1 us) and the hook (about 2 us) per layer.
+reading of the clock and the hook per layer (about 1 us each), which calibration takes off again.
+
+A backward's part for the inputs is measured in a second walk, whose backward makes the gradients of the
+first layers' values only: autograd then leaves out what belongs to parameters, at each layer.
+Source of the two parts: Qi et al., "Zero Bubble Pipeline Parallelism", ICLR 2024, section 2.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from stagewright.profiler.tracing.observe import tensors_in
 from stagewright.profiler.tracing.trace import TracedModel
 
-from .clock import Clock
+from .clock import Amount_co, Clock, Meter
 
 LOSS = -1
 """The loss's place among the layers, which are counted from 0."""
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The precision that forward and loss compute in, as the runtime's stages do; the backward follows."""
+
+    device_type: str
+    dtype: torch.dtype | None
+    """None: everything in the dtype of its inputs."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return the context of one forward; it casts each parameter once."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.dtype)
+
+
+PLAIN = Autocast("cpu", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +60,22 @@ class Batch:
     """By position or keyword; positions first."""
     loss: Callable[[Any], Tensor] | None
     """From the model's output; None: the task has no loss, the backward starts from ones."""
+    precision: Autocast = PLAIN
+
+
+Call = Callable[[], Any]
+Around = Callable[[int, Call, bool], Any]
+"""Makes the call of the layer at a place; is told whether no gradient goes on from its inputs."""
 
 
 @dataclass
-class StepTimes:
-    """Milliseconds of one walk, by the layer's place in the graph, or LOSS."""
+class Readings(Generic[Amount_co]):
+    """What a meter read in one walk, by the layer's place in the graph, or LOSS."""
 
-    forward_ms: dict[int, float] = field(default_factory=dict)
-    backward_ms: dict[int, float] = field(default_factory=dict)
+    forward: dict[int, Amount_co] = field(default_factory=dict)
+    backward: dict[int, Amount_co] = field(default_factory=dict)
+    hooks: dict[int, int] = field(default_factory=dict)
+    """How many hooks read the meter in the layer's backward."""
 
 
 class Walk:
@@ -62,49 +95,94 @@ class Walk:
         self._dead_after: dict[fx.Node, list[fx.Node]] = {}
         for other, node in last_use.items():
             self._dead_after.setdefault(node, []).append(other)
+        self._of_parameters: set[fx.Node] = set()
+        """Nodes whose values are made from parameters alone, which no earlier layer passes on."""
+        for node in nodes:
+            taken = node.all_input_nodes
+            if node.op == "get_attr" or (taken and self._of_parameters.issuperset(taken)):
+                self._of_parameters.add(node)
+        self.takes_parameters = {
+            places[node]
+            for node in nodes
+            if node in places and self._of_parameters.intersection((node, *node.all_input_nodes))
+        }
+        """Layers whose value is made from parameters alone, or that take such a value."""
 
-    def run(self, batch: Batch, clock: Clock, rest: Callable[[], None]) -> StepTimes:
-        """Return the times of one forward and one backward; gradients add into the parameters'.
+    def run(
+        self,
+        batch: Batch,
+        meter: Meter[Amount_co],
+        rest: Callable[[], None] = lambda: None,
+        of_inputs: bool = False,
+    ) -> Readings[Amount_co]:
+        """Return what one forward and one backward take; gradients add into the parameters'.
 
-        rest is called between the two.
+        Args:
+            batch: one micro-batch.
+            meter: a clock, or counts something.
+            rest: is called between forward and backward.
+            of_inputs: the backward makes the gradients of the layers' inputs only, none of parameters; and
+                none at all if no layer is on a way from another layer with parameters to the output.
+
+        Raises:
+            RuntimeError: something in the model does not allow of_inputs (re-entrant checkpointing).
         """
-        times = StepTimes()
+        readings: Readings[Amount_co] = Readings()
         marks: list[tuple[int, Any]] = []
         spans: list[tuple[int, Any, Any]] = []
         owned: set[Any] = set()
+        first_values: list[GradientEdge] = []
 
-        def around(place: int, call: Callable[[], Any]) -> Any:
-            start = clock.now()
+        def around(place: int, call: Call, is_first: bool) -> Any:
+            start = meter.now()
             value = call()
-            spans.append((place, start, clock.now()))
+            spans.append((place, start, meter.now()))
             for function in _new_functions(value, owned):
-                function.register_prehook(lambda _: marks.append((place, clock.now())))
+                function.register_prehook(lambda _: marks.append((place, meter.now())))
+            if of_inputs and is_first:
+                first_values.extend(
+                    get_gradient_edge(t) for t in tensors_in(value) if t.grad_fn is not None
+                )
             return value
 
-        output = self._forward(batch, around)
+        with batch.precision.context():
+            output = self._forward(batch, around)
         rest()
-        start, end = _backward(output, batch, clock, around)
-        clock.settle()
+        start, end = _backward(output, batch, meter, around, first_values if of_inputs else None)
+        meter.settle()
         for place, first, second in spans:
-            times.forward_ms[place] = clock.between_ms(first, second)
+            readings.forward[place] = meter.between(first, second)
+        readings.hooks.update(Counter(place for place, _ in marks))
         first_place = marks[0][0] if marks else LOSS
         marks.insert(0, (LOSS if batch.loss else first_place, start))
+        sums: dict[int, Any] = {}
         for (place, first), (_, second) in zip(marks, [*marks[1:], (LOSS, end)], strict=True):
-            elapsed_ms = clock.between_ms(first, second)
-            times.backward_ms[place] = times.backward_ms.get(place, 0.0) + elapsed_ms
-        return times
+            amount: Any = meter.between(first, second)
+            sums[place] = sums[place] + amount if place in sums else amount
+        readings.backward.update(sums)
+        return readings
 
-    def saved_bytes(self, batch: Batch) -> dict[int, int]:
+    def saved_bytes(
+        self,
+        batch: Batch,
+        see: Callable[[int, Any], None] = lambda place, value: None,
+        given: Sequence[Tensor] = (),
+    ) -> dict[int, int]:
         """Return what autograd keeps, by the layer's place or LOSS.
 
         Memory counts once in the model, at the first layer that keeps any of it; parameters and buffers,
         which are there anyway, do not count. So a stage keeps the sum of its layers, and what it receives.
+
+        Args:
+            batch: one micro-batch.
+            see: is shown each layer's value, with its place.
+            given: tensors that do not count either.
         """
         kept: dict[int, int] = {}
         counted: set[int] = set()
         alive: list[Tensor] = []
 
-        def around(place: int, call: Callable[[], Any]) -> Any:
+        def around(place: int, call: Call, is_first: bool) -> Any:
             kept[place] = 0
 
             def count(tensor: Tensor) -> Tensor:
@@ -118,14 +196,17 @@ class Walk:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                return call()
+                value = call()
+            see(place, value)
+            return value
 
-        for stored in self._stored():
+        for stored in (*self._stored(), *given):
             counted.add(stored.untyped_storage().data_ptr())
-        output = self._forward(batch, around)
-        if batch.loss is not None:
-            loss = batch.loss
-            around(LOSS, lambda: loss(output))
+        with batch.precision.context():
+            output = self._forward(batch, around)
+            if batch.loss is not None:
+                loss = batch.loss
+                around(LOSS, lambda: loss(output), False)
         return kept
 
     def _stored(self) -> Iterator[Tensor]:
@@ -136,7 +217,7 @@ class Walk:
             elif node.op == "get_attr":
                 yield call()
 
-    def _forward(self, batch: Batch, around: Callable[[int, Callable[[], Any]], Any]) -> Any:
+    def _forward(self, batch: Batch, around: Around) -> Any:
         """Run all calls, each layer's through `around`; return the model's output."""
         values: dict[fx.Node, Any] = dict(zip(self._inputs, batch.inputs.values(), strict=True))
         for node, place, function in self._calls:
@@ -149,7 +230,11 @@ class Walk:
             ) -> Any:
                 return function(*arguments, **keywords)
 
-            values[node] = call() if place is None else around(place, call)
+            activations = (n for n in node.all_input_nodes if n not in self._of_parameters)
+            is_first = node not in self._of_parameters and not any(
+                tensor.requires_grad for n in activations for tensor in tensors_in(values[n])
+            )
+            values[node] = call() if place is None else around(place, call, is_first)
             for other in self._dead_after.get(node, ()):
                 del values[other]
             del arguments, keywords, call
@@ -170,8 +255,9 @@ def run_whole(
     positional = [value for key, value in batch.inputs.items() if isinstance(key, int)]
     keywords = {key: value for key, value in batch.inputs.items() if isinstance(key, str)}
     start = clock.now()
-    output = model(*positional, **keywords)
-    loss = output if batch.loss is None else batch.loss(output)
+    with batch.precision.context():
+        output = model(*positional, **keywords)
+        loss = output if batch.loss is None else batch.loss(output)
     middle = clock.now()
     rest()
     _start_backward(loss)
@@ -180,21 +266,34 @@ def run_whole(
     updated = clock.now()
     clock.settle()
     moments = (start, middle, end, updated)
-    forward, backward, change = (clock.between_ms(a, b) for a, b in pairwise(moments))
+    forward, backward, change = (clock.between(a, b) for a, b in pairwise(moments))
     return forward, backward, change
 
 
 def _backward(
-    output: Any, batch: Batch, clock: Clock, around: Callable[[int, Callable[[], Any]], Any]
+    output: Any,
+    batch: Batch,
+    meter: Meter[Any],
+    around: Around,
+    ends: Sequence[GradientEdge] | None,
 ) -> tuple[Any, Any]:
-    """Run the loss and the backward; return the moments between which the backward ran."""
+    """Run the loss and the backward; return the moments between which the backward ran.
+
+    ends: where it ends; None: at the parameters.
+    """
     root = output
     if batch.loss is not None:
         loss = batch.loss
-        root = around(LOSS, lambda: loss(output))
-    start = clock.now()
-    _start_backward(root)
-    return start, clock.now()
+        with batch.precision.context():
+            root = around(LOSS, lambda: loss(output), False)
+    start = meter.now()
+    if ends is None:
+        _start_backward(root)
+    elif ends:
+        roots = [tensor for tensor in tensors_in(root) if tensor.requires_grad]
+        ones = [torch.ones_like(tensor) for tensor in roots]
+        torch.autograd.grad(roots, ends, ones, allow_unused=True)
+    return start, meter.now()
 
 
 def _start_backward(root: Any) -> None:

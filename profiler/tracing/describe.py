@@ -4,7 +4,7 @@ import builtins
 import importlib
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch.nn import functional
 
 from stagewright.value import (
     Argument,
+    CooSpec,
     MappingArgument,
     MappingSpec,
     NoneSpec,
     NumberSpec,
+    OpaqueSpec,
     PerSample,
     SequenceArgument,
     SequenceSpec,
@@ -27,7 +29,10 @@ from stagewright.value import (
     TensorSpec,
     TorchConstant,
     ValueSpec,
+    VoxelsSpec,
 )
+
+from .voxels import SparseValue, engine_function_name
 
 PUBLIC_MODULES: tuple[ModuleType, ...] = (
     functional, torch, operator, math, builtins, torch.linalg, torch.fft, torch.special,
@@ -78,38 +83,48 @@ def argument_of(value: Any, resolve: Callable[[fx.Node], Argument]) -> Argument:
     )
 
 
-def value_spec(first: Any, second: Any, batch_sizes: tuple[int, int]) -> ValueSpec:
-    """Return the description of a value that was observed at two micro-batch sizes.
+def value_spec(values: Sequence[Any], batch_sizes: Sequence[int]) -> ValueSpec:
+    """Return the description of a value that was observed several times, at these micro-batch sizes.
+
+    A size that is neither fixed nor proportional to the micro-batch depends on the data (it is ragged).
 
     Raises:
-        Undescribable: its sizes are neither fixed nor proportional to the micro-batch, or its type is not
-            a tensor, a number, None, or a tuple, list or dict of these.
+        Undescribable: its type, its number of dimensions or its items change from one time to another.
     """
+    first = values[0]
+    kinds = list(dict.fromkeys(type(value).__name__ for value in values))
+    if len(kinds) > 1:
+        raise Undescribable(f"its type is {' or '.join(kinds)} by the micro-batch")
+    if isinstance(first, torch.Tensor) and first.layout is torch.sparse_coo:
+        return _coo_spec(values, batch_sizes)
     if isinstance(first, torch.Tensor):
-        return _tensor_spec(first, second, batch_sizes)
-    if type(first) is not type(second):
-        raise Undescribable(
-            f"its type is {type(first).__name__} or {type(second).__name__} by the micro-batch"
-        )
+        return _tensor_spec(values, batch_sizes)
+    if isinstance(first, SparseValue):
+        return _voxels_spec(values, batch_sizes)
     if first is None:
         return NoneSpec()
-    if isinstance(first, bool) or (isinstance(first, float) and first == second):
-        if first != second:
-            raise Undescribable(f"it is {first} or {second} by the micro-batch")
+    if isinstance(first, bool | float):
+        if any(value != first for value in values):
+            found = " or ".join(dict.fromkeys(map(str, values)))
+            raise Undescribable(f"it is {found} by the micro-batch")
         return NumberSpec(value=first)
     if isinstance(first, int):
-        return NumberSpec(value=_size(first, second, batch_sizes))
-    if isinstance(first, tuple | list) and len(first) == len(second):
-        pairs = zip(first, second, strict=True)
-        items = tuple(value_spec(a, b, batch_sizes) for a, b in pairs)
+        size, is_ragged = _size(values, batch_sizes)
+        return NumberSpec(value=size, ragged=is_ragged)
+    if _is_plain_sequence(first):
+        lengths = list(dict.fromkeys(map(len, values)))
+        if len(lengths) > 1:
+            shown = " or ".join(map(str, lengths))
+            raise Undescribable(f"it has {shown} items by the micro-batch; expected always as many")
+        items = tuple(value_spec(item, batch_sizes) for item in zip(*values, strict=True))
         return SequenceSpec(type="list" if isinstance(first, list) else "tuple", items=items)
-    if isinstance(first, dict) and list(first) == list(second) and all(map(_is_text, first)):
-        both = {key: value_spec(first[key], second[key], batch_sizes) for key in first}
-        return MappingSpec(items=both)
-    raise Undescribable(
-        f"its value is a {type(first).__name__}; expected tensors, whole numbers, None, and tuples, lists or "
-        "dicts of them"
-    )
+    if isinstance(first, dict) and all(map(_is_text, first)):
+        if any(list(value) != list(first) for value in values):
+            raise Undescribable("its keys depend on the micro-batch; expected always the same")
+        return MappingSpec(
+            items={key: value_spec([v[key] for v in values], batch_sizes) for key in first}
+        )
+    return OpaqueSpec(type=f"{type(first).__module__}.{type(first).__qualname__}")
 
 
 def stored_spec(tensor: torch.Tensor) -> TensorSpec:
@@ -132,6 +147,11 @@ def function_name(function: Callable[..., Any]) -> str:
     Raises:
         Undescribable: it is no public function of torch, operator, math or builtins.
     """
+    of_engine = engine_function_name(function)
+    if of_engine is not None:
+        return of_engine
+    if isinstance(function, torch._ops.OpOverload) and function.namespace == "aten":
+        return f"torch.ops.{function}"
     name = getattr(function, "__name__", "")
     for module in PUBLIC_MODULES:
         if name and getattr(module, name, None) is function:
@@ -148,32 +168,106 @@ def function_name(function: Callable[..., Any]) -> str:
     )
 
 
-def _tensor_spec(first: torch.Tensor, second: Any, batch_sizes: tuple[int, int]) -> TensorSpec:
-    if not isinstance(second, torch.Tensor) or first.dim() != second.dim():
-        raise Undescribable("its number of dimensions depends on the micro-batch")
+def _tensor_spec(values: Sequence[torch.Tensor], batch_sizes: Sequence[int]) -> TensorSpec:
+    first = values[0]
     if first.layout is not torch.strided:
-        raise Undescribable(f"it is a tensor of layout {first.layout}; expected a dense one")
-    pairs = zip(first.shape, second.shape, strict=True)
+        raise Undescribable(
+            f"it is a tensor of layout {first.layout}; expected a dense or a COO one"
+        )
+    shape, ragged = _shape([tuple(value.shape) for value in values], batch_sizes)
     try:
         return TensorSpec(
-            shape=tuple(_size(a, b, batch_sizes) for a, b in pairs),
+            shape=shape,
             dtype=dtype_name(first.dtype),
             requires_grad=first.requires_grad,
+            ragged=ragged,
         )
     except ValueError as error:
         raise Undescribable(str(error)) from None
 
 
-def _size(first: int, second: int, batch_sizes: tuple[int, int]) -> Size:
-    if first == second:
-        return first
-    per_sample = first // batch_sizes[0]
-    if (per_sample * batch_sizes[0], per_sample * batch_sizes[1]) == (first, second):
-        return PerSample(per_sample=per_sample)
-    raise Undescribable(
-        f"a size is {first} at {batch_sizes[0]} samples and {second} at {batch_sizes[1]}; "
-        "expected a fixed one or one proportional to the number of samples"
+def _coo_spec(values: Sequence[torch.Tensor], batch_sizes: Sequence[int]) -> CooSpec:
+    """Return the description of sparse tensors; how many entries they have depends on the data."""
+    entries = [value.detach().coalesce() for value in values]
+    parts = [
+        entry.values().requires_grad_(value.requires_grad)
+        for entry, value in zip(entries, values, strict=True)
+    ]
+    shape, ragged = _shape([tuple(value.shape) for value in values], batch_sizes)
+    (count, *dense), _ = _shape([tuple(part.shape) for part in parts], batch_sizes)
+    first = parts[0]
+    return CooSpec(
+        shape=shape,
+        ragged=ragged,
+        indices=TensorSpec(
+            shape=(values[0].sparse_dim(), count), dtype="int64", requires_grad=False, ragged=(1,)
+        ),
+        values=TensorSpec(
+            shape=(count, *dense),
+            dtype=dtype_name(first.dtype),
+            requires_grad=first.requires_grad,
+            ragged=(
+                0,
+                *(1 + i - values[0].sparse_dim() for i in ragged if i >= values[0].sparse_dim()),
+            ),
+        ),
     )
+
+
+def _voxels_spec(values: Sequence[SparseValue], batch_sizes: Sequence[int]) -> VoxelsSpec:
+    """Return the description of sparse tensors; how many rows they have depends on the data."""
+    shapes = [
+        (value.F.shape[1], value.coordinate_size, value.key[0], value.map_layer) for value in values
+    ]
+    if len(set(shapes)) > 1:
+        shown = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise Undescribable(
+            f"its channels, columns of coordinates, tensor stride and layer of its map are {shown} by the "
+            "micro-batch; expected always the same"
+        )
+    first = values[0]
+    num_rows = sum(len(value.F) for value in values)
+    rows = PerSample(per_sample=max(1, math.ceil(num_rows / sum(batch_sizes))))
+    return VoxelsSpec(
+        map=first.map_layer,
+        manager=first.manager_layer,
+        coordinates=TensorSpec(
+            shape=(rows, first.coordinate_size), dtype="int32", requires_grad=False, ragged=(0,)
+        ),
+        features=TensorSpec(
+            shape=(rows, first.F.shape[1]),
+            dtype=dtype_name(first.F.dtype),
+            requires_grad=first.F.requires_grad,
+            ragged=(0,),
+        ),
+    )
+
+
+def _shape(
+    shapes: Sequence[tuple[int, ...]], batch_sizes: Sequence[int]
+) -> tuple[tuple[Size, ...], tuple[int, ...]]:
+    """Return the shape that was observed several times, and its ragged dimensions."""
+    if len(set(map(len, shapes))) > 1:
+        raise Undescribable("its number of dimensions depends on the micro-batch")
+    sizes = [_size(found, batch_sizes) for found in zip(*shapes, strict=True)]
+    ragged = tuple(i for i, (_, is_ragged) in enumerate(sizes) if is_ragged)
+    return tuple(size for size, _ in sizes), ragged
+
+
+def _size(found: Sequence[int], batch_sizes: Sequence[int]) -> tuple[Size, bool]:
+    """Return a size that was observed several times, and whether it is ragged: then its mean, rounded up."""
+    if len(set(found)) == 1:
+        return found[0], False
+    per_sample = found[0] // batch_sizes[0]
+    if all(per_sample * size == f for size, f in zip(batch_sizes, found, strict=True)):
+        return PerSample(per_sample=per_sample), False
+    return PerSample(per_sample=math.ceil(sum(found) / sum(batch_sizes))), True
+
+
+def _is_plain_sequence(value: Any) -> bool:
+    """Whether a value is just a tuple or list: a named tuple of the user would lose its names."""
+    module = type(value).__module__
+    return isinstance(value, tuple | list) and module in ("builtins", "torch", "torch.return_types")
 
 
 def _special_name(value: float) -> Any:

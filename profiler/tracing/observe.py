@@ -10,6 +10,7 @@ from torch import fx, nn
 from stagewright.document import InputError
 
 from .symbolic import first_line, place_of_node
+from .voxels import SparseValue, is_sparse, observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def execute(model: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> A
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a value, depth first, in order."""
+    """Yield the tensors of a value, depth first, in order; of sparse tensors the features."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -95,6 +96,8 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+    elif isinstance(value, SparseValue) or is_sparse(value):
+        yield value.F
 
 
 def without_data(value: Any) -> Any:
@@ -103,10 +106,12 @@ def without_data(value: Any) -> Any:
         return torch.empty(value.shape, dtype=value.dtype, device="meta").requires_grad_(
             value.requires_grad
         )
+    if is_sparse(value):
+        return observed(value)
     if type(value) in (tuple, list):
         return type(value)(without_data(item) for item in value)
-    if isinstance(value, tuple):
-        return value if isinstance(value, torch.Size) else tuple(map(without_data, value))
+    if isinstance(value, tuple) and type(value).__module__ == "torch.return_types":
+        return tuple(map(without_data, value))
     if isinstance(value, dict):
         return {key: without_data(item) for key, item in value.items()}
     return value

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from stagewright.graph import Constructor
+from stagewright.graph import OWN_LAYERS, Constructor
 from stagewright.value import Argument
 
 from .describe import Undescribable, argument_of
+from .engine_modules import engine_arguments, is_same_part
+from .voxels import engine
 
 STORAGE = ("_parameters", "_buffers", "_modules")
 """Attributes of a module whose content is compared by name, shape and dtype, not by value."""
@@ -18,15 +20,20 @@ REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedE
 
 
 def constructor_of(module: nn.Module) -> Constructor | None:
-    """Return a call of a class of torch.nn that gives back the same module, initial values apart.
+    """Return a call of a class of torch.nn, MinkowskiEngine or OWN_LAYERS that gives back the same module.
 
-    The call is made on the meta device and compared, see `is_same_module`; an argument that changes
-    nothing is left out. None: there is no such call (a user's class, hooks, an argument that is no literal).
+    Initial values apart. The call is made on the meta device and compared, see `is_same_module`; an argument
+    that changes nothing is left out. None: there is no such call (a user's class, hooks, an argument that is
+    no literal).
     """
     name = type(module).__name__
-    if getattr(nn, name, None) is not type(module):
+    package = next(
+        (p for p in (nn, engine()) if p and getattr(p, name, None) is type(module)), None
+    )
+    path = f"{type(module).__module__}.{name}" if package is None else f"{package.__name__}.{name}"
+    if package is None and path not in OWN_LAYERS:
         return None
-    given = _arguments_of(module)
+    given = _engine_arguments_of(module) if package not in (nn, None) else _arguments_of(module)
     if given is None or not _gives_back(module, given):
         return None
     short = _shortened(module, given)
@@ -36,7 +43,7 @@ def constructor_of(module: nn.Module) -> Constructor | None:
         return None
     positional = _positional_of(type(module))
     return Constructor(
-        type=f"torch.nn.{name}",
+        type=path,
         arguments=tuple(arguments[key] for key in positional),
         keyword_arguments={key: arguments[key] for key in short if key not in positional},
     )
@@ -80,6 +87,18 @@ def _arguments_of(module: nn.Module) -> dict[str, Any] | None:
         elif parameter.default is inspect.Parameter.empty:
             return None
     return arguments
+
+
+def _engine_arguments_of(module: nn.Module) -> dict[str, Any] | None:
+    wrapped, arguments = engine_arguments(module)
+    if wrapped is None:
+        return arguments
+    found = _arguments_of(wrapped)
+    taken = inspect.signature(type(module)).parameters
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
+    if found is None or passes_on:
+        return found
+    return {name: value for name, value in found.items() if name in taken}
 
 
 def _shortened(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +156,7 @@ def _is_equal(value: Any, other: Any) -> bool:
         return value.keys() == other.keys() and all(_is_equal(value[k], other[k]) for k in value)
     if isinstance(value, bool | int | float | str | set | torch.dtype | torch.device):
         return bool(value == other)
-    return False
+    return is_same_part(value, other)
 
 
 def _refuse_node(node: fx.Node) -> Argument:

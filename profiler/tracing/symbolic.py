@@ -15,6 +15,9 @@ from torch import fx, nn
 
 from stagewright.document import InputError
 
+from .granularity import IsLayer
+from .voxels import engine_functions, engine_modules
+
 FACTORIES: tuple[Callable[..., Any], ...] = (
     torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.linspace,
     torch.eye, torch.rand, torch.randn, torch.randint,
@@ -40,17 +43,17 @@ class LayerTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, positional: Sequence[str], keywords: Sequence[str]) -> None:
-        super().__init__(autowrap_functions=FACTORIES)
-        self._autowrap_search.append(torch)
+    def __init__(
+        self, positional: Sequence[str], keywords: Sequence[str], is_layer: IsLayer
+    ) -> None:
+        super().__init__(autowrap_functions=(*FACTORIES, *engine_functions()))
+        self._autowrap_search += [torch, *engine_modules()]
+        self._is_layer = is_layer
         self._positional = positional
         self._keywords = keywords
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if getattr(type(m), "stagewright_layer", False):
-            return True
-        is_container = isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        return type(m).__module__.startswith("torch.nn") and not is_container
+        return self._is_layer(m, module_qualified_name)
 
     def create_args_for_root(
         self,
@@ -70,7 +73,8 @@ class LayerTracer(fx.Tracer):
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         node = super().create_node(*arguments, **options)
         place = _place_of_frame(sys._getframe(1))
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled():
+        is_autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+        if not torch.is_grad_enabled() or is_autocast:
             raise InputError(
                 f"{place}: a part of the forward is under no_grad or autocast, which a trace does not hold; "
                 "use detach(), or put it into an nn.Module whose class has stagewright_layer = True"
@@ -79,14 +83,15 @@ class LayerTracer(fx.Tracer):
         return node
 
 
-def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any]) -> fx.Graph:
+def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any], is_layer: IsLayer) -> fx.Graph:
     """Return the fx graph of a model; its placeholders are in the order of the inputs.
 
     Raises:
         InputError: the model cannot be traced; the message has the user's file and line.
     """
     keywords = [key for key in inputs if isinstance(key, str)]
-    tracer = LayerTracer(_positional_names(model, len(inputs) - len(keywords), keywords), keywords)
+    names = _positional_names(model, len(inputs) - len(keywords), keywords)
+    tracer = LayerTracer(names, keywords, is_layer)
     if tracer.is_leaf_module(model, ""):
         raise InputError(
             f"the model is a single {type(model).__name__}, which is one layer; "
@@ -131,7 +136,7 @@ def first_line(error: BaseException) -> str:
 def place_of_error(error: BaseException) -> str:
     """Return file:line of the innermost frame of an error that is the user's code."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_users(frame.filename):
+        if is_users(frame.filename):
             return f"{frame.filename}:{frame.lineno}"
     return "the model"
 
@@ -143,13 +148,14 @@ def place_of_node(node: fx.Node) -> str:
 
 def _place_of_frame(frame: FrameType | None) -> str:
     while frame is not None:
-        if _is_users(frame.f_code.co_filename):
+        if is_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "the model"
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
+    """Return whether a file is of the user's code or of a library of models, not of torch or Python."""
     if filename.startswith(("<", *_FOREIGN)):
         return False
     return "site-packages" in filename or not filename.startswith(_STANDARD_LIBRARY)

@@ -1,12 +1,14 @@
 """From a model to its layers: what each layer is, takes, returns and holds; without what it costs.
 
-Assumptions, each checked: control flow does not depend on the values of tensors; every size is fixed or
-proportional to the number of samples; what changes between training and evaluation is inside modules.
+Assumptions, each checked: control flow does not depend on the values of tensors; what changes between
+training and evaluation is inside modules. A size that is neither fixed nor proportional to the number of
+samples is marked ragged: it may depend on the data. Some of these show only if the example input differs from
+call to call.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +26,35 @@ from stagewright.graph import (
     Operation,
 )
 from stagewright.task import Task
-from stagewright.value import Argument, LayerRef, references_of
+from stagewright.value import (
+    Argument,
+    LayerRef,
+    MappingArgument,
+    NumberSpec,
+    SequenceArgument,
+    ValueSpec,
+    is_ragged,
+    references_of,
+    without_estimates,
+)
 
 from .describe import Undescribable, argument_of, function_name, value_spec
+from .exported import export_calls
+from .granularity import layer_rule
 from .inputs import inputs_of
+from .modes import Call, by_mode, evaluation_calls
 from .observe import Observation, observe, tensors_in
 from .rebuild import constructor_of
 from .stored import Stored, stored_at, stored_in_module, tied_names
 from .symbolic import place_of_node, trace_calls
+from .voxels import link_maps, name_maps
 
+METHODS = ("auto", "fx", "export")
+Example = Mapping[int | str, Any]
 TRACED_BATCH_SIZE = 2
 """Sizes are observed at this many samples and at one more; at one sample BatchNorm may refuse to train."""
+TIMES_OBSERVED = 3
+"""At each of the two sizes, with other example inputs: sizes that depend on the data differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,51 +74,92 @@ class TracedModel:
     @property
     def structure_sha256(self) -> str:
         """Hash of all that the profiles of one model on different devices have in common."""
-        content = msgspec.json.encode([self.layers, self.output, self.tied])
+        layers = [
+            layer if layer.output is None else layer.replace(output=without_estimates(layer.output))
+            for layer in self.layers
+        ]
+        content = msgspec.json.encode([layers, self.output, self.tied])
         return hashlib.sha256(content).hexdigest()
 
 
-def trace(task: Task, model: nn.Module, batch_size: int = TRACED_BATCH_SIZE) -> TracedModel:
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """How to find a model's layers."""
+
+    method: str = "auto"
+    """fx: torch.fx, which keeps functions as they are written; export: torch.export, which follows more of
+    Python; auto: fx, and export where fx cannot."""
+    granularity: str = "leaf"
+    """What is one layer: granularity.layer_rule."""
+
+
+def trace(
+    task: Task,
+    model: nn.Module,
+    batch_size: int = TRACED_BATCH_SIZE,
+    how: Tracing = Tracing(),
+) -> TracedModel:
     """Return the layers of a task's model, which it runs at batch_size and at batch_size + 1 samples.
 
     Raises:
-        InputError: the model cannot be traced or run, a size depends on the number of samples in another
-            way than in proportion, or a tensor is neither parameter nor buffer; with the user's line.
+        InputError: the model cannot be traced or run, or a tensor is neither parameter nor buffer; with the
+            user's line.
     """
     if not model.training:
         raise InputError(
             f"task {task.name}: {task.factory} returns a model in eval mode; "
             "return it as it trains (parts of it may be in eval mode)"
         )
-    sizes = (batch_size, batch_size + 1)
+    if how.method not in METHODS:
+        raise InputError(f"--trace is {how.method!r}, expected one of {', '.join(METHODS)}")
+    sizes = (batch_size, batch_size + 1) * TIMES_OBSERVED
     examples = [inputs_of(task, size, model) for size in sizes]
-    calls = trace_calls(model, examples[0])
-    _demand_registered_tensors(model, calls)
-    _demand_same_in_evaluation(model, calls, examples[0])
-    first, second = (observe(model, calls, example) for example in examples)
-    builder = _Builder(model, calls, tuple(examples[0]), (first, second), sizes)
-    return builder.build()
+    rule = layer_rule(model, how.granularity)
+    if how.method != "export":
+        try:
+            return _traced(model, examples, sizes, lambda: trace_calls(model, examples[0], rule))
+        except InputError as error:
+            if how.method == "fx":
+                raise
+            by_fx = error
+    try:
+        first, second = examples[:2]
+        return _traced(model, examples, sizes, lambda: export_calls(model, (first, second), rule))
+    except InputError as by_export:
+        if how.method == "export":
+            raise
+        raise InputError(f"{by_fx} (torch.export: {by_export})") from None
 
 
-def _demand_same_in_evaluation(
-    model: nn.Module, calls: fx.Graph, inputs: Mapping[int | str, Any]
-) -> None:
+def _traced(
+    model: nn.Module,
+    examples: Sequence[Example],
+    batch_sizes: Sequence[int],
+    trace_model: Callable[[], fx.Graph],
+) -> TracedModel:
+    calls, evaluation = _in_both_modes(model, trace_model)
+    observations = [observe(model, calls, example) for example in examples]
+    if link_maps(model, calls, {node: found.value for node, found in observations[0].items()}):
+        evaluation = {n: (args, {**n.kwargs, **kw}) for n, (args, kw) in evaluation.items()}
+        observations = [observe(model, calls, example) for example in examples]
+    inputs = tuple(examples[0])
+    return _Builder(model, calls, evaluation, inputs, observations, batch_sizes).build()
+
+
+def _in_both_modes(
+    model: nn.Module, trace_model: Callable[[], fx.Graph]
+) -> tuple[fx.Graph, dict[fx.Node, Call]]:
+    """Return a model's calls in training, and what each receives in evaluation."""
+    training = trace_model()
+    _demand_registered_tensors(model, training)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        evaluation = trace_calls(model, inputs)
+        evaluation = trace_model()
     finally:
-        for module, training in modes:
-            module.training = training
-    pairs = zip(list(calls.nodes), list(evaluation.nodes), strict=False)
-    for node, other in pairs:
-        if (node.op, node.target, str(node.args), str(node.kwargs)) != (
-            other.op, other.target, str(other.args), str(other.kwargs)
-        ):  # fmt: skip
-            raise InputError(
-                f"{place_of_node(node)}: layer {node.name!r} is called differently in training and in "
-                "evaluation; use a module that knows its mode (nn.Dropout instead of functional.dropout)"
-            )
+        for module, mode in modes:
+            module.training = mode
+    return training, evaluation_calls(training, evaluation)
 
 
 def _demand_registered_tensors(model: nn.Module, calls: fx.Graph) -> None:
@@ -119,18 +180,24 @@ class _Builder:
         self,
         model: nn.Module,
         calls: fx.Graph,
+        evaluation: Mapping[fx.Node, Call],
         input_keys: tuple[int | str, ...],
-        observations: tuple[Mapping[fx.Node, Observation], Mapping[fx.Node, Observation]],
-        batch_sizes: tuple[int, int],
+        observations: Sequence[Mapping[fx.Node, Observation]],
+        batch_sizes: Sequence[int],
     ) -> None:
         self.model = model
         self.calls = calls
+        self.evaluation = evaluation
         self.input_keys = list(input_keys)
         self.observations = observations
         self.batch_sizes = batch_sizes
         self.names = layer_names(calls)
+        for observed in observations:
+            name_maps({node: found.value for node, found in observed.items()}, self.names)
         self.standing: dict[fx.Node, Argument] = {}
         """What stands for a node's value: the layer that holds it now, or a literal."""
+        self.specs: dict[fx.Node, ValueSpec] = {}
+        """What the layers so far return."""
 
     def build(self) -> TracedModel:
         layers: list[LayerNode] = []
@@ -163,30 +230,34 @@ class _Builder:
         return self.standing[node]
 
     def _is_constant(self, node: fx.Node) -> bool:
-        """Whether a call gives the same Python value at both micro-batch sizes."""
+        """Whether a call always gives the same Python value."""
         if node.op not in ("call_function", "call_method"):
             return False
-        first, second = (observed[node].value for observed in self.observations)
-        has_tensors = any(True for _ in tensors_in([first, second]))
-        return not has_tensors and type(first) is type(second) and bool(first == second)
+        first, *others = (observed[node].value for observed in self.observations)
+        has_tensors = any(True for _ in tensors_in([first, *others]))
+        return not has_tensors and all(type(o) is type(first) and bool(o == first) for o in others)
 
     def _layer(self, node: fx.Node) -> LayerNode:
-        first, second = (observed[node] for observed in self.observations)
+        observed = [observation[node] for observation in self.observations]
+        first = observed[0]
         operation = self._operation(node)
         stored = Stored()
         if isinstance(operation, ModuleOperation):
             stored = stored_in_module(self.model, operation.path)
         elif isinstance(operation, AttributeOperation):
             stored = stored_at(self.model, operation.path)
-        arguments = () if node.op == "placeholder" else node.args
+        arguments, keywords = self._arguments(node)
+        output = value_spec([each.value for each in observed], self.batch_sizes)
+        taken = (self.specs.get(other) for other in node.all_input_nodes)
+        if isinstance(output, NumberSpec) and any(s is not None and is_ragged(s) for s in taken):
+            output = output.replace(ragged=True)  # Proportional by chance only: count + 1.
+        self.specs[node] = output
         layer = LayerNode(
             name=self.names[node],
             operation=operation,
-            arguments=tuple(argument_of(item, self._resolve) for item in arguments),
-            keyword_arguments={
-                key: argument_of(item, self._resolve) for key, item in node.kwargs.items()
-            },
-            output=value_spec(first.value, second.value, self.batch_sizes),
+            arguments=arguments,
+            keyword_arguments=keywords,
+            output=output,
             parameters=stored.parameters,
             buffers=stored.buffers,
             parameter_bytes=stored.parameter_bytes,
@@ -201,6 +272,27 @@ class _Builder:
                 self.standing[other] = reference
         self.standing[node] = reference
         return layer
+
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
+        if node.op == "placeholder":
+            return (), {}
+        other_arguments, other_keywords = self.evaluation[node]
+        try:
+            arguments = by_mode(self._sequence(node.args), self._sequence(other_arguments))
+            keywords = by_mode(self._mapping(node.kwargs), self._mapping(other_keywords))
+        except ValueError as error:
+            raise Undescribable(str(error)) from None
+        assert isinstance(arguments, SequenceArgument)
+        assert isinstance(keywords, MappingArgument)
+        return arguments.items, keywords.items
+
+    def _sequence(self, items: Sequence[Any]) -> SequenceArgument:
+        described = tuple(argument_of(item, self._resolve) for item in items)
+        return SequenceArgument(type="tuple", items=described)
+
+    def _mapping(self, items: Mapping[str, Any]) -> MappingArgument:
+        described = {key: argument_of(item, self._resolve) for key, item in items.items()}
+        return MappingArgument(items=described)
 
     def _operation(self, node: fx.Node) -> Operation:
         if node.op == "placeholder":

@@ -15,13 +15,18 @@ def test_json_is_one_object_and_a_picture_is_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph, dot = tmp_path / "graph.json", tmp_path / "graph.dot"
-    arguments = ["-o", str(graph), "--dot", str(dot), "--emulate-slowdown", "2", "--json"]
+    plot = tmp_path / "curves.png"
+    arguments = ["-o", str(graph), "--dot", str(dot), "--emulate-slowdown", "2", "--json",
+                 "--plot", str(plot), "--peak-tflops", "0.5", "--reuse-identical",
+                 "--uncertainty", "0.5"]  # fmt: skip
     assert main([*MLP, *arguments]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["emulated_slowdown"] == 2
     assert content["microbatches"][0]["sum_over_whole"] > 0
     assert content["num_layers"] == len(LayerGraph.load(graph).steps)
-    assert str(dot) in content["files"]
+    assert {str(dot), str(plot)} <= set(content["files"])
+    microbatch = content["microbatches"][0]
+    assert microbatch["mfu"] == microbatch["tflops_per_s"] / 0.5 > 0
     assert "emulated x 2" in dot.read_text() and "layer0 -> layer1" in dot.read_text()
 
 

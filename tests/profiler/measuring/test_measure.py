@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.document import InputError
-from stagewright.profiler.measuring.measure import (
-    Measurements,
-    Repeats,
-    interquartile_range,
-    measure,
-)
+from stagewright.profiler.measuring.measure import Measurements, Repeats, measure
 from stagewright.profiler.tracing.trace import trace
 from stagewright.task import Task
 from stagewright.value import tensors_of
@@ -129,7 +124,3 @@ def test_data_that_is_no_pairs_is_refused() -> None:
     task = task_of(loss=nn.functional.cross_entropy, dataset=lambda split: [])
     with pytest.raises(InputError, match="no map-style dataset of"):
         measured(task)
-
-
-def test_the_spread_is_the_distance_between_the_quartiles() -> None:
-    assert interquartile_range([1.0, 2.0, 3.0, 4.0, 100.0]) == 2.0

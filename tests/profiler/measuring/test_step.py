@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from stagewright.profiler.measuring.batches import batch_of
 from stagewright.profiler.measuring.clock import ProcessClock
-from stagewright.profiler.measuring.measure import batch_of
+from stagewright.profiler.measuring.counters import FLOPS, WorkMeter
 from stagewright.profiler.measuring.step import LOSS, Walk, run_whole
 from stagewright.profiler.tracing.trace import trace
 from stagewright.task import load_task
@@ -34,6 +35,35 @@ def test_every_layer_with_a_gradient_has_a_backward_time() -> None:
     traced = trace(task, task.build())
     times = Walk(traced).run(batch_of(traced, task, 2), ProcessClock(), lambda: None)
     places = range(1, len(traced.layers))
-    assert sorted(times.forward_ms) == [LOSS, *places]
-    assert sorted(times.backward_ms) == [LOSS, *places]
-    assert min(times.backward_ms.values()) > 0
+    assert sorted(times.forward) == [LOSS, *places]
+    assert sorted(times.backward) == [LOSS, *places]
+    assert min(times.backward.values()) > 0
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpt:build_without_dropout"])
+def test_a_backward_of_inputs_makes_no_gradient_of_a_parameter_and_none_below_the_first_layer(
+    name: str,
+) -> None:
+    task = load_task(f"stagewright.models.{name}")
+    traced = trace(task, task.build())
+    walk, batch = Walk(traced), batch_of(traced, task, 2)
+    times = walk.run(batch, ProcessClock(), of_inputs=True)
+    assert all(parameter.grad is None for parameter in traced.model.parameters())
+    first = next(i for i, layer in enumerate(traced.layers) if layer.parameters)
+    assert first not in times.backward
+    whole = walk.run(batch, ProcessClock())
+    assert set(times.backward) < set(whole.backward)
+
+
+def test_the_flops_of_a_backward_of_inputs_and_of_weights_are_the_whole_backwards() -> None:
+    """A linear layer's two products are equally large; the first layer makes one for its weight."""
+    task = load_task("stagewright.models.mlp")
+    traced = trace(task, task.build())
+    walk, batch = Walk(traced), batch_of(traced, task, 2)
+    with WorkMeter() as meter:
+        of_inputs = walk.run(batch, meter, of_inputs=True)
+        whole = walk.run(batch, meter)
+    linear = [i for i, layer in enumerate(traced.layers) if layer.parameters]
+    for place in linear[1:]:
+        assert 2 * of_inputs.backward[place][FLOPS] == whole.backward[place][FLOPS] > 0
+    assert whole.backward[linear[0]][FLOPS] == whole.forward[linear[0]][FLOPS]

@@ -2,8 +2,6 @@
 
 import importlib
 import operator
-import types
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,12 +18,14 @@ from stagewright.graph import (
     ModuleOperation,
 )
 from stagewright.profiler.tracing.observe import tensors_in
-from stagewright.profiler.tracing.trace import TracedModel, trace
-from stagewright.task import Task
+from stagewright.profiler.tracing.trace import TracedModel, Tracing, trace
 from stagewright.value import (
+    CooSpec,
     LayerRef,
     MappingArgument,
+    ModeArgument,
     NumberSpec,
+    OpaqueSpec,
     PerSample,
     SequenceArgument,
     SliceArgument,
@@ -34,16 +34,7 @@ from stagewright.value import (
     TorchConstant,
 )
 
-
-def task_of(build: Callable[[], nn.Module], example_input: Callable[[int], Any]) -> Task:
-    module = types.ModuleType("task_under_test")
-    module.build = build  # type: ignore[attr-defined]
-    module.example_input = example_input  # type: ignore[attr-defined]
-    return Task(name="task_under_test", factory="build", module=module)
-
-
-def traced(model: nn.Module, *shape: int) -> TracedModel:
-    return trace(task_of(lambda: model, lambda size: torch.randn(size, *shape)), model)
+from .conftest import task_of, traced
 
 
 def test_a_module_is_named_by_its_path_and_its_second_call_is_marked() -> None:
@@ -212,6 +203,11 @@ class ModeDependent(nn.Module):
         return functional.dropout(x, 0.5, self.training)
 
 
+class TwoModels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) if self.training else torch.tanh(x)
+
+
 class Constant(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -221,13 +217,25 @@ class Constant(nn.Module):
         return x + self.table
 
 
-class Squared(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return (
-            x
-            @ x.transpose(0, 1)
-            @ torch.ones(x.size(0) ** 2, 1)[: x.size(0)].repeat(1, x.size(0) ** 2)
-        )
+class Packed(nn.Module):
+    """Returns what no codec knows."""
+
+    stagewright_layer = True
+
+    def forward(self, x: Tensor) -> nn.utils.rnn.PackedSequence:
+        return nn.utils.rnn.pack_sequence([x])
+
+
+class Chosen(nn.Module):
+    """What it returns has as many rows as the data says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = Packed()
+
+    def forward(self, x: Tensor) -> Any:
+        rows = x[x[:, 0] > 0]
+        return rows * 2, torch.relu(x).to_sparse(), rows.size(0) + 1, self.packed(x)
 
 
 class ValueAsNumber(nn.Module):
@@ -245,23 +253,38 @@ class WithoutGradient(nn.Module):
             return x * 2
 
 
+def test_what_depends_on_the_data_is_marked_and_does_not_change_the_models_identity() -> None:
+    torch.manual_seed(0)
+    first, second = (traced(Chosen(), 4) for _ in range(2))
+    assert first.structure_sha256 == second.structure_sha256
+    specs = {layer.name: layer.output for layer in first.layers}
+    mask, rows, sparse = specs["gt"], specs["mul"], specs["to_sparse"]
+    assert isinstance(mask, TensorSpec) and mask.ragged == () and mask.dtype == "bool"
+    assert isinstance(rows, TensorSpec) and rows.ragged == (0,) and rows.shape[1] == 4
+    assert isinstance(sparse, CooSpec) and sparse.shape == (PerSample(per_sample=1), 4)
+    assert sparse.indices.ragged == (1,) and sparse.values.ragged == (0,)
+    count = specs["add"]
+    assert isinstance(count, NumberSpec) and count.ragged
+    assert specs["packed"] == OpaqueSpec(type="torch.nn.utils.rnn.PackedSequence")
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (ValueAsNumber(), r"test_trace.py:\d+: layer 'item' .*from the values of tensors"),
         (WithoutGradient(), r"test_trace.py:\d+: .*under no_grad"),
         (Branching(), r"test_trace.py:\d+: cannot be traced: .*control flow.*torch.where"),
-        (ModeDependent(), r"test_trace.py:\d+: layer 'dropout' is called differently"),
+        (TwoModels(), r"test_trace.py:\d+: layer 'relu' is called differently"),
         (Constant(), r"test_trace.py:\d+: .*'table'.*register it as a buffer"),
-        (Squared(), r"test_trace.py:\d+: layer 'pow_1': a size is 4 at 2 samples and 9 at 3"),
         (nn.Sequential(nn.Linear(5, 2)), r"layer '_?0' .*fails on the example input: RuntimeError"),
         (nn.Linear(4, 4), "wrap it in nn.Sequential"),
         (nn.Sequential(nn.ReLU()).eval(), "eval mode"),
     ],
 )
 def test_what_cannot_be_traced_is_named_by_line(model: nn.Module, message: str) -> None:
+    how = Tracing(method="fx")
     with pytest.raises(InputError, match=message) as caught:
-        traced(model, 4)
+        traced(model, 4, how=how)
     assert "\n" not in str(caught.value)
 
 
@@ -336,6 +359,20 @@ def test_the_layers_as_data_compute_what_the_model_computes(batch_size: int) -> 
     for key in expected:
         for first, second in zip(tensors_in(expected[key]), tensors_in(found[key]), strict=True):
             assert torch.equal(first, second)
+
+
+def test_a_literal_that_depends_on_the_mode_is_kept_for_both() -> None:
+    for method in ("fx", "export"):
+        layer = traced(ModeDependent(), 4, how=Tracing(method=method)).layers[-1]
+        arguments = (*layer.arguments, *layer.keyword_arguments.values())
+        assert ModeArgument(training=True, evaluation=False) in arguments
+        assert layer.random
+
+
+def test_auto_takes_export_where_fx_cannot_follow_and_names_both_where_neither_can() -> None:
+    assert [n.name for n in traced(WithoutGradient(), 4).layers] == ["x", "detach", "mul"]
+    with pytest.raises(InputError, match=r"control flow.*\(torch.export: .*cannot be exported"):
+        traced(Branching(), 4)
 
 
 def test_a_module_marked_as_layer_may_branch() -> None:

@@ -1,0 +1,129 @@
+"""A graph that computes the model's output and other gradients is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stagewright.document import InputError
+from stagewright.profiler.tracing.trace import Tracing
+
+from .conftest import traced
+
+EXPORT = Tracing(method="export")
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+
+
+class Hooked(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x)
+        hidden.register_hook(lambda gradient: gradient * 2)  # type: ignore[no-untyped-call]
+        result: Tensor = self.second(hidden)
+        return result
+
+
+class Negated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+class OwnBackward(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = Negated.apply(self.first(x))  # type: ignore[no-untyped-call]
+        result: Tensor = self.second(hidden)
+        return result
+
+
+class ScaledInPlaceWithoutGradient(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        with torch.no_grad():
+            hidden.mul_(2.0)
+        result: Tensor = self.second(hidden)
+        return result
+
+
+class MayDetach(nn.Module):
+    stagewright_layer = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, is_cut: bool = False) -> Tensor:
+        result: Tensor = self.linear(x)
+        return result.detach() if is_cut else result
+
+
+class ToldToDetach(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = MayDetach()
+        self.second = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(self.first(x, is_cut=True) + x)
+        return result
+
+
+class Softmax(TwoLayers):
+    """Its sum is a constant, so a check by the sum's gradients would see nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = Negated.apply(self.first(x))  # type: ignore[no-untyped-call]
+        return torch.softmax(self.second(hidden), dim=1)
+
+
+class Mixed(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.first(x)
+        result: Tensor = self.second(hidden.float())
+        return result
+
+
+class Frozen(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self.first(x)
+        result: Tensor = self.second(hidden + x)
+        return result
+
+
+@pytest.mark.parametrize(
+    "build", [Hooked, OwnBackward, ScaledInPlaceWithoutGradient, ToldToDetach, Softmax]
+)
+def test_other_gradients_are_refused_though_the_output_is_the_same(
+    build: Callable[[], nn.Module],
+) -> None:
+    with pytest.raises(InputError, match=r"another gradient of \S+ than it does"):
+        traced(build(), 4, how=EXPORT)
+
+
+@pytest.mark.parametrize("method", ["auto", "fx", "export"])
+def test_autocast_on_the_cpu_inside_of_a_forward_is_refused(method: str) -> None:
+    with pytest.raises(InputError, match="autocast"):
+        traced(Mixed(), 4, how=Tracing(method=method))
+
+
+def test_a_layer_under_no_grad_gets_no_gradient_in_the_graph_either() -> None:
+    names = [layer.name for layer in traced(Frozen(), 4, how=EXPORT).layers]
+    assert "second" in names and "first" not in names
+
+
+def test_a_layer_told_to_detach_is_traced_by_fx_with_its_argument() -> None:
+    layers = {layer.name: layer for layer in traced(ToldToDetach(), 4).layers}
+    assert layers["first"].keyword_arguments == {"is_cut": True}
