@@ -67,14 +67,16 @@ class Gpt(nn.Module):
         num_heads: int = 4,
         dropout: float = 0.1,
         tied: bool = True,
+        num_tokens: int = NUM_TOKENS,
+        length: int = LENGTH,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(NUM_TOKENS, width)
-        self.position = nn.Parameter(torch.zeros(LENGTH, width))
+        self.embedding = nn.Embedding(num_tokens, width)
+        self.position = nn.Parameter(torch.zeros(length, width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, NUM_TOKENS, bias=False)
+        self.head = nn.Linear(width, num_tokens, bias=False)
         if tied:
             self.head.weight = self.embedding.weight
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -115,6 +117,11 @@ def build_without_dropout() -> nn.Module:
 def build_deep() -> nn.Module:
     """Return eight blocks whose head has weights of its own, so that stages share none."""
     return Gpt(num_blocks=8, dropout=0.0, tied=False)
+
+
+def build_gpt2_small() -> nn.Module:
+    """Return GPT-2 small: 124 million parameters; it is trained on bytes here, too."""
+    return Gpt(width=768, num_blocks=12, num_heads=12, num_tokens=50257, length=1024)
 
 
 def example_input(batch_size: int) -> Tensor:

@@ -21,3 +21,17 @@ def build() -> nn.Module:
         nn.ReLU(),
         nn.Linear(512, 10),
     )
+
+
+def build_with_dropout() -> nn.Module:
+    """Return a net with random layers, so that what they draw can be compared between plans."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(64, 10),
+    )

@@ -53,10 +53,13 @@ def test_the_gpt_is_causal_and_its_targets_are_the_next_bytes() -> None:
     ("name", "num_parameters", "names"),
     [
         ("vgg16", 138_357_544, ["features.28.bias", "classifier.6.weight"]),
+        ("alexnet", 61_100_840, ["features.10.weight", "classifier.6.bias"]),
+        ("densenet", 7_978_856, ["features.denseblock3.denselayer24.conv2.weight", "features.norm5.bias"]),
+        ("gpt:build_gpt2_small", 124_439_808, ["blocks.11.attention.qkv.weight"]),
         ("resnet50", 25_557_032, ["layer1.0.downsample.1.running_var", "layer4.2.conv3.weight", "fc.bias"]),
     ],
 )  # fmt: skip
-def test_an_imagenet_model_has_torchvisions_size_and_names(
+def test_a_known_model_has_its_published_size_and_names(
     name: str, num_parameters: int, names: list[str]
 ) -> None:
     with torch.device("meta"):
