@@ -1,5 +1,7 @@
 """Plans beside the best one: the next best, the best under the simulator, and one with fewer devices."""
 
+import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,8 +54,13 @@ class Fewer:
         return " + ".join(f"{count} x {kind} of {server}" for server, kind, count in self.devices)
 
 
-def best_plans(found: Sequence[tuple[Solution, Problem]], count: int) -> list[Ranked]:
-    """Return the best plans over all micro-batch sizes, best first, with their predictions.
+def best_plans(
+    found: Sequence[tuple[Solution, Problem]], count: int, deadline: float = math.inf
+) -> tuple[list[Ranked], bool]:
+    """Return the best plans over all micro-batch sizes, best first, and whether those are all.
+
+    Later than the deadline (by time.perf_counter), or interrupted, only those that are proven by then to
+    follow one another.
 
     Args:
         found: for each micro-batch size that has plans, an optimal one.
@@ -61,12 +68,21 @@ def best_plans(found: Sequence[tuple[Solution, Problem]], count: int) -> list[Ra
     Raises:
         InputError: the search is too large.
     """
-    every = [(s, problem) for best, problem in found for s in k_best(problem, best, count)]
+    every: list[tuple[Solution, Problem]] = []
+    limit, is_whole = math.inf, True
+    """What is unknown is not better than this."""
+    for best, problem in found:
+        known, whole = k_best(problem, best, count, deadline)
+        every += [(solution, problem) for solution in known]
+        if not whole:
+            limit, is_whole = min(limit, worth(known[-1], problem)), False
     every.sort(key=lambda pair: worth(*pair))
-    return [
+    ranked = [
         Ranked(solution, problem, predict(draft(StageTables(problem), solution.stages), problem))
         for solution, problem in every[:count]
+        if worth(solution, problem) <= limit
     ]
+    return ranked, is_whole or len(ranked) == count
 
 
 def worth(solution: Solution, problem: Problem) -> float:
@@ -81,8 +97,10 @@ def bound_of(solution: Solution, problem: Problem) -> float:
     return problem.reported_value(solution.bound_ms, devices)
 
 
-def fewer_devices(solution: Solution, problem: Problem) -> Fewer | None:
+def fewer_devices(solution: Solution, problem: Problem, deadline: float = math.inf) -> Fewer | None:
     """Return the fewest devices with a plan that does as well; None if there are no fewer.
+
+    Later than the deadline (by time.perf_counter), or interrupted, the fewest that are known by then.
 
     Raises:
         InputError: the cluster is too large for the exact solver.
@@ -91,10 +109,14 @@ def fewer_devices(solution: Solution, problem: Problem) -> Fewer | None:
     per_ms = problem.reported_value(1.0, [choice.devices for choice in solution.stages])
     per_ms /= problem.worth_of_ms([choice.devices for choice in solution.stages]) or 1.0
     best, count = None, sum(sum(choice.devices) for choice in solution.stages)
-    while count > 1 and value > 0:
+    while count > 1 and value > 0 and time.perf_counter() < deadline:
         limits = replace(problem.constraints, most_devices=count - 1)
         leaner = replace(problem, constraints=limits)
-        found = exact.solve(leaner, below=AS_WELL * value / per_ms)
+        left_s = None if math.isinf(deadline) else deadline - time.perf_counter()
+        try:
+            found = exact.solve(leaner, left_s, below=AS_WELL * value / per_ms)
+        except KeyboardInterrupt:
+            break  # The plan itself is known.
         if found is None:
             break
         best, count = found, sum(sum(choice.devices) for choice in found.stages)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from stagewright.cluster import Slot
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Stage
 
-from .borders import borders_of, inputs_of, stage_layers, stages_that_share_parameters
+from .borders import borders_of, inputs_of, layers_of_stages, stages_that_share_parameters
 from .costs.evaluate import Score, score
 from .costs.tables import StageTables
 from .problem import Problem, StageChoice
@@ -32,18 +32,28 @@ class Prediction:
     score: Score
     timeline: Timeline
 
+    @property
+    def has_ranks_of_several_stages(self) -> bool:
+        return any(len(own) > 1 for own in self.plan.stages_of_ranks.values())
 
-def draft(tables: StageTables, choices: Sequence[StageChoice]) -> Plan:
+    @property
+    def value_ms(self) -> float:
+        """The objective, in time: simulated where ranks run several stages, else by the closed formula."""
+        return self.timeline.step_ms if self.has_ranks_of_several_stages else self.score.value_ms
+
+
+def draft(tables: StageTables, choices: Sequence[StageChoice], stages_per_rank: int = 1) -> Plan:
     """Return the plan of some stages, micro-batches dealt by speed, nothing predicted yet.
 
-    Each stage takes the first free devices of each of its groups. Ranks are numbered in the order of the
-    cluster's slots; idle devices have none.
+    Each stage takes the first free devices of each of its groups; with several stages per rank the first
+    stages do, and the others take theirs in turn. Ranks are numbered in the order of the cluster's slots;
+    idle devices have none.
     """
     problem = tables.problem
     graph, size = problem.inputs.model, problem.microbatch_size
-    layers = stage_layers(graph, [choice.first for choice in choices[1:]])
-    slots = _assign_slots(problem, choices)
-    used = sorted(slot.rank for stage in slots for slot in stage)
+    layers = layers_of_stages(graph, [problem.cuts.held(c.first, c.last) for c in choices])
+    slots = _assign_slots(problem, choices[: len(choices) // stages_per_rank]) * stages_per_rank
+    used = sorted({slot.rank for stage in slots for slot in stage})
     ranks = {slot_rank: rank for rank, slot_rank in enumerate(used)}
     stages = []
     rows = zip(layers, slots, _shares(tables, choices), choices, strict=True)
@@ -66,6 +76,7 @@ def draft(tables: StageTables, choices: Sequence[StageChoice]) -> Plan:
         factory=graph.model.factory,
         structure_sha256=graph.model.structure_sha256,
         dtype=graph.dtype,
+        autocast=graph.autocast,
         microbatch_size=size,
         num_microbatches=problem.num_microbatches,
         schedule=problem.schedule,

@@ -1,10 +1,11 @@
 """Named plans to compare with, predicted by the same model and simulator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagewright.plan import Plan
 
 from .assemble import draft, predict
+from .constraints import Fixed
 from .costs.tables import Devices, StageTables
 from .problem import Problem, StageChoice
 
@@ -30,6 +31,8 @@ def baselines_of(tables: StageTables) -> tuple[tuple[Baseline, ...], tuple[str, 
 
     The fastest device alone, data parallel over all, an even split of the layers.
     """
+    if tables.problem.cutting != "order":
+        tables = StageTables(replace(tables.problem, cutting="order"))
     problem, size = tables.problem, tables.size
     fastest = min(
         problem.inputs.graphs,
@@ -44,7 +47,11 @@ def baselines_of(tables: StageTables) -> tuple[tuple[Baseline, ...], tuple[str, 
         everything = tuple(len(group.slots) for group in problem.groups)
         plans[SPEED_SHARES] = (StageChoice(0, size, everything),)
     if min(problem.num_devices, size) > 1:
-        plans["even split of the layers"] = _even_split(problem, size)
+        split = _even_split(problem)
+        together = Fixed(together=problem.opaque_groups)
+        allowed = together.allowed_stages(problem.sums, problem.position, ())
+        if all(allowed[choice.first, choice.last] for choice in split):
+            plans["even split of the layers"] = split
     found, left_out = [], []
     for name, choices in plans.items():
         if 2 * len(choices) * problem.num_microbatches > MOST_ACTIONS:
@@ -77,13 +84,17 @@ def _one_of(problem: Problem, device_type: str) -> Devices:
     return tuple(int(index == first) for index in range(len(problem.groups)))
 
 
-def _even_split(problem: Problem, size: int) -> tuple[StageChoice, ...]:
-    """Return a stage per device, in the order of the slots, with equal numbers of layers up to one."""
+def _even_split(problem: Problem) -> tuple[StageChoice, ...]:
+    """Return a stage per device, in the order of the slots, with equal numbers of layers up to one.
+
+    If a long chain is thinned, up to the next cut that there is.
+    """
+    cuts, size = problem.cuts, len(problem.chain)
     order = [
         next(i for i, group in enumerate(problem.groups) if slot in group.slots)
         for slot in problem.inputs.cluster.slots
-    ][:size]
-    edges = [size * stage // len(order) for stage in range(len(order) + 1)]
+    ][: len(cuts) - 1]
+    edges = [cuts.behind(size * stage // len(order)) for stage in range(len(order) + 1)]
     return tuple(
         StageChoice(
             edges[stage],
@@ -91,4 +102,5 @@ def _even_split(problem: Problem, size: int) -> tuple[StageChoice, ...]:
             tuple(int(index == own) for index in range(len(problem.groups))),
         )
         for stage, own in enumerate(order)
+        if edges[stage] < edges[stage + 1]
     )

@@ -1,21 +1,27 @@
 """What stages hold and what they send: from a layer graph and its cuts to layers, borders and inputs.
 
-A cut is a position in the *chain*: the layers that compute, in the graph's topological order. Not in the
-chain are the model's inputs (every stage that takes one loads it itself) and bare parameters and buffers
-(AttributeOperation): their value never crosses a border; every stage that uses one holds it itself, so its
-name may be in several stages, and a parameter held twice is tied: the runtime sums its gradients.
+A cut is a set of layers of the *chain*, which are the layers that compute, in the graph's topological order:
+all that is before it, often the first so many of them. Not in the chain are the model's inputs (every stage
+that takes one loads it itself) and bare parameters and buffers (AttributeOperation): their value never
+crosses a border; every stage that uses one holds it itself, so its name may be in several stages, and a
+parameter held twice is tied: the runtime sums its gradients.
 
 A value goes straight from the stage that makes it to every later stage that uses it; nothing is relayed.
 The model returns from the last stage: a returned value made earlier goes there.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from stagewright.document import InputError
 from stagewright.graph import AttributeOperation, InputOperation, LayerGraph, LayerNode
 from stagewright.plan import Border, ModelInput, NamedValue
-from stagewright.value import TensorSpec, ValueSpec
+from stagewright.value import OpaqueSpec, TensorSpec, ValueSpec, parts_of, tensors_of
+
+from .voxels import with_needed_parts
 
 
 def chain_of(graph: LayerGraph) -> tuple[LayerNode, ...]:
@@ -41,24 +47,54 @@ def has_branches(graph: LayerGraph) -> bool:
 
 
 def stage_layers(graph: LayerGraph, cuts: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Return the layers of stages that are runs of the chain (layers_of_stages).
+
+    Stage s has the chain's layers cuts[s - 1] up to, not including, cuts[s].
+    """
+    edges = (0, *cuts, len(chain_of(graph)))
+    assert list(edges) == sorted(set(edges)), "cuts must rise strictly inside the chain"
+    return layers_of_stages(graph, list(itertools.starmap(range, itertools.pairwise(edges))))
+
+
+def layers_of_stages(
+    graph: LayerGraph, stages: Sequence[Iterable[int]]
+) -> tuple[tuple[str, ...], ...]:
     """Return each stage's layer names in the graph's order, bare parameters with every stage that uses them.
 
-    Stage s has the chain's layers cuts[s - 1] up to, not including, cuts[s]. A bare parameter or buffer
-    that nothing uses goes to the last stage, as does one that the model returns.
+    A bare parameter or buffer that nothing uses goes to the last stage, as does one that the model returns.
+
+    Args:
+        stages: positions in the chain, each in one stage.
     """
     chain = chain_of(graph)
-    edges = (0, *cuts, len(chain))
-    assert list(edges) == sorted(set(edges)), "cuts must rise strictly inside the chain"
+    held = [list(positions) for positions in stages]
+    assert sorted(itertools.chain(*held)) == list(range(len(chain))), "every layer has one stage"
     used_anywhere = {name for layer in graph.layers for name in layer.inputs}
     bare = {s.name for s in graph.steps if isinstance(s.operation, AttributeOperation)}
-    stages = []
-    for first, last in itertools.pairwise(edges):
-        names = {layer.name for layer in chain[first:last]}
-        names |= {n for layer in chain[first:last] for n in layer.inputs if n in bare}
-        if last == len(chain):
+    found = []
+    for number, positions in enumerate(held):
+        names = {chain[position].name for position in positions}
+        names |= {n for position in positions for n in chain[position].inputs if n in bare}
+        if number == len(held) - 1:
             names |= {name for name in bare if name not in used_anywhere or name in graph.outputs}
-        stages.append(tuple(step.name for step in graph.steps if step.name in names))
-    return tuple(stages)
+        found.append(tuple(step.name for step in graph.steps if step.name in names))
+    return tuple(found)
+
+
+def crossing_bytes(
+    graph: LayerGraph, chain: Sequence[LayerNode], batch_size: int
+) -> npt.NDArray[np.float64]:
+    """Return (L + 1,) bytes of the values that cross the cut behind each number of layers of the chain."""
+    last = {name: index for index, layer in enumerate(chain) for name in layer.inputs}
+    last |= dict.fromkeys(graph.outputs, len(chain) - 1)
+    change = np.zeros(len(chain) + 1)
+    for index, layer in enumerate(chain):
+        if last.get(layer.name, index) > index:
+            tensors = tensors_of(spec_of(layer, batch_size))
+            num_bytes = sum(tensor.bytes_at(batch_size) for tensor in tensors)
+            change[index + 1] += num_bytes
+            change[last[layer.name] + 1] -= num_bytes
+    return np.cumsum(change)
 
 
 def borders_of(
@@ -66,8 +102,11 @@ def borders_of(
 ) -> tuple[Border, ...]:
     """Return what each stage sends to each later one, by (source, target); values in the graph's order.
 
-    Numbers and None are listed where they are used, though no message carries them: they depend on nothing
-    but the micro-batch size. batch_size only matters for a graph without specifications (`spec_of`).
+    None and numbers that depend on nothing but the micro-batch size are listed where they are used, though no
+    message carries them. batch_size only matters for a graph without specifications (`spec_of`).
+
+    Raises:
+        InputError: a value that cannot be sent would have to be.
     """
     maker = _makers(graph, stages)
     crossing: dict[tuple[int, int], set[str]] = {}
@@ -76,9 +115,10 @@ def borders_of(
         if target == len(stages) - 1:
             wanted += graph.outputs
         for name in wanted:
-            if name in maker and name not in names:
+            if maker.get(name, target) != target:
+                _demand_sendable(graph.by_name[name], maker[name], target)
                 crossing.setdefault((maker[name], target), set()).add(name)
-    return tuple(
+    whole = (
         Border(
             source=source,
             target=target,
@@ -90,6 +130,37 @@ def borders_of(
         )
         for (source, target), names in sorted(crossing.items())
     )
+    return with_needed_parts(graph, stages, whole)
+
+
+def opaque_type(layer: LayerNode) -> str | None:
+    """Return the class of what a layer returns that cannot be sent; None if all of it can."""
+    parts = () if layer.output is None else parts_of(layer.output)
+    return next((part.type for part in parts if isinstance(part, OpaqueSpec)), None)
+
+
+def opaque_groups(graph: LayerGraph) -> Iterator[tuple[str, ...]]:
+    """Yield each layer whose value cannot be sent with the layers of the chain that take it.
+
+    If the model returns it, the last layer of the chain is one of them.
+    """
+    chain = chain_of(graph)
+    for layer in chain:
+        if opaque_type(layer) is not None:
+            takers = [other.name for other in chain if layer.name in other.inputs]
+            if layer.name in graph.outputs:
+                takers.append(chain[-1].name)
+            yield (layer.name, *takers)
+
+
+def _demand_sendable(layer: LayerNode, source: int, target: int) -> None:
+    found = opaque_type(layer)
+    if found is not None:
+        raise InputError(
+            f"layer {layer.name!r} of stage {source} returns a {found}, which stage {target} needs and which "
+            "cannot be sent; put both into one stage, or return tensors, numbers, None, and tuples, lists or "
+            "dicts of them"
+        )
 
 
 def inputs_of(graph: LayerGraph, batch_size: int) -> tuple[ModelInput, ...]:

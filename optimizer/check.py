@@ -15,7 +15,8 @@ from stagewright.certificate import Certificate, PricedLoads
 from stagewright.document import InputError
 from stagewright.plan import Plan
 
-from .constraints import BoolArray, Constraints
+from .branching.cuts import BoolArray, Cutting
+from .constraints import Constraints
 from .costs.cost import FloatArray, IntArray, Objective, Overlap
 from .costs.tables import StageTables
 from .load import Inputs
@@ -64,12 +65,15 @@ def problem_of(certificate: Certificate, inputs: Inputs, path: Path) -> Problem:
     """
     objectives: dict[str, Objective] = {"step-time": "step-time", "throughput": "throughput"}
     overlaps: dict[str, Overlap] = {"full": "full", "none": "none"}
+    cuttings: dict[str, Cutting] = {"every": "every", "orders": "orders", "order": "order"}
     known = certificate.objective in objectives and certificate.overlap in overlaps
+    known = known and certificate.cuts in cuttings
     if not known or certificate.microbatch_size not in inputs.model.batch_sizes:
         raise InputError(
             f"{path}: the certificate is for objective {certificate.objective!r}, overlap "
-            f"{certificate.overlap!r} and micro-batch {certificate.microbatch_size}, expected one of "
-            f"{list(objectives)}, {list(overlaps)} and {list(inputs.model.batch_sizes)}; plan again"
+            f"{certificate.overlap!r}, cuts {certificate.cuts!r} and micro-batch "
+            f"{certificate.microbatch_size}, expected one of {list(objectives)}, {list(overlaps)}, "
+            f"{list(cuttings)} and {list(inputs.model.batch_sizes)}; plan again"
         )
     return Problem(
         inputs=inputs,
@@ -82,7 +86,12 @@ def problem_of(certificate: Certificate, inputs: Inputs, path: Path) -> Problem:
         count_memory=certificate.count_memory,
         count_update=certificate.count_update,
         max_stages=certificate.max_stages,
-        constraints=Constraints(straight=certificate.straight),
+        constraints=Constraints(
+            straight=certificate.straight,
+            allow_recompute=certificate.allow_recompute,
+            budget_per_hour=certificate.budget_per_hour,
+        ),
+        cutting=cuttings[certificate.cuts],
     )
 
 
@@ -90,10 +99,12 @@ def bound_of(chain: Chain, interval: PricedLoads, is_indexed: bool) -> float:
     """Return the least value of plans with a largest load in an interval, as far as prices prove it."""
     costs, threshold_ms = chain.costs, interval.up_to_ms
     prices = np.array([interval.per_device[name] for name in chain.types])
-    others = (interval.per_stage, interval.per_window, interval.per_ms)
+    others = (interval.per_stage, interval.per_window, interval.per_ms, interval.per_money)
     if not np.isfinite([*prices, *others]).all() or min(*prices, *others) < 0:
         return 0.0
     if interval.per_stage and not chain.max_stages:
+        return 0.0
+    if interval.per_money and not np.isfinite(costs.budget):
         return 0.0
     if threshold_ms is None:
         return interval.above_ms if costs.is_step_time else 0.0
@@ -101,8 +112,11 @@ def bound_of(chain: Chain, interval: PricedLoads, is_indexed: bool) -> float:
     if costs.holds_all and window:
         return 0.0
     cheapest = _indexed_path if is_indexed else _path
-    value = cheapest(costs, threshold_ms, prices, interval)
+    each = prices + interval.per_money * costs.hourly
+    value = cheapest(costs, threshold_ms, each[costs.type_of], interval)
     value -= float(prices @ costs.counts) + interval.per_stage * chain.max_stages
+    if interval.per_money:
+        value -= interval.per_money * costs.budget
     if costs.is_step_time:
         return (
             interval.above_ms + max(0.0, value)
@@ -122,7 +136,10 @@ def _fares(
     *,
     is_first: bool,
 ) -> FloatArray:
-    """Return the least that stages with at least some replicas (0: none is possible) cost."""
+    """Return the least that stages with at least some replicas (0: none is possible) cost.
+
+    prices are per replica, of each kind of stage.
+    """
     assert interval.up_to_ms is not None
     window = interval.per_window * interval.up_to_ms
     counts = np.arange(1, int(costs.most[kind]) + 1)
@@ -171,7 +188,7 @@ def _keeping(costs: Costs, threshold_ms: float) -> tuple[IntArray, BoolArray, Fl
     shape = costs.compute_ms.shape
     keeps = np.zeros((len(costs.replicas), *shape), dtype=bool)
     times = np.zeros((2, *shape))
-    for kind in range(len(costs.counts)):
+    for kind in range(len(costs.type_of)):
         times[0, kind] = _loads(costs, kind, 1)[1]
         times[1, kind] = _loads(costs, kind, int(costs.near[kind]) + 1)[1]
         for row, count in enumerate(costs.replicas.tolist()):
@@ -182,7 +199,7 @@ def _keeping(costs: Costs, threshold_ms: float) -> tuple[IntArray, BoolArray, Fl
 
 def _path(costs: Costs, threshold_ms: float, prices: FloatArray, interval: PricedLoads) -> float:
     """Return the cheapest path; a stage's memory is for the least replicas that any plan has behind it."""
-    size = costs.num_layers
+    size = costs.num_cuts
     counts, keeps, times = _keeping(costs, threshold_ms)
     behind = np.full(size + 1, 2**40)
     behind[size] = 0
@@ -190,7 +207,7 @@ def _path(costs: Costs, threshold_ms: float, prices: FloatArray, interval: Price
     for last in range(size, 0, -1):
         if behind[last] >= 2**40:
             continue
-        for kind in range(len(costs.counts)):
+        for kind in range(len(costs.type_of)):
             units = np.array(
                 [_units(costs, c, behind[last : last + 1])[0] for c in counts.tolist()]
             )
@@ -223,14 +240,14 @@ def _indexed_path(
     costs: Costs, threshold_ms: float, prices: FloatArray, interval: PricedLoads
 ) -> float:
     """Return the cheapest path with the replicas behind each cut as part of the state."""
-    size, behind = costs.num_layers, np.arange(int(costs.counts.sum()) + 1)
+    size, behind = costs.num_cuts, np.arange(int(costs.counts.sum()) + 1)
     counts, keeps, times = _keeping(costs, threshold_ms)
     units = np.array([_units(costs, count, behind) for count in counts.tolist()])
     chosen: dict[tuple[int, bytes], IntArray] = {}
     least = np.full((size + 1, len(behind)), np.inf)
     least[0] = 0.0
     for last, kind, first in itertools.product(
-        range(1, size + 1), range(len(costs.counts)), range(size)
+        range(1, size + 1), range(len(costs.type_of)), range(size)
     ):
         room = int(costs.fits[kind, last, first])
         good = keeps[:, kind, last, first]

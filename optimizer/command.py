@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stagewright.scheduling import PLANNED_SCHEDULES
+from stagewright.scheduling import INTERLEAVED, PLANNED_SCHEDULES
 
 from .borders import chain_of
 from .constraints import Constraints, Fixed
@@ -19,6 +19,7 @@ from .given import GivenStages
 from .load import Inputs, load_inputs
 from .planning import SOLVERS, TRAINING_OBJECTIVES, Request, optimize
 from .report import report_of, text_of
+from .server_cluster import LinkFigures, is_server_file, write_cluster
 from .simulation.trace_file import write_trace
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = GivenStages.parse(
             args.cuts, args.replicas, args.types, equal_shares=args.equal_shares
         )
-    inputs = load_inputs(args.cluster)
+    inputs = load_inputs(_cluster_path(args))
     request = Request(
         batch_size=args.batch_size,
         microbatch_size=args.microbatch_size,
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         constraints=_constraints(args, inputs),
         top=args.top,
         rank_by=args.rank_by,
+        stages_per_rank=_stages_per_rank(args),
     )
     result = optimize(inputs, request, args.output)
     result.plan.save(args.output)
@@ -62,6 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = report_of(result, args.output)
     print(json.dumps(report) if args.json else text_of(report))
     return 0
+
+
+def _cluster_path(args: argparse.Namespace) -> Path:
+    """Return the cluster file; that of a server file is written beside the plan."""
+    if not is_server_file(args.cluster):
+        return Path(args.cluster)
+    links = LinkFigures(
+        bandwidth_bytes_per_s=args.bandwidth,
+        between_bandwidth_bytes_per_s=args.between_bandwidth,
+        latency_ms=args.latency_ms,
+    )
+    return write_cluster(args.cluster, args.memory, links, args.output)
+
+
+def _stages_per_rank(args: argparse.Namespace) -> int:
+    if args.stages_per_rank is None:
+        return 2 if args.schedule == INTERLEAVED else 1
+    return int(args.stages_per_rank)
 
 
 def _constraints(args: argparse.Namespace, inputs: Inputs) -> Constraints:
@@ -91,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         help="plan another planner's files instead: dnn-partitioning, piper or metis "
         "(stagewright optimize --format NAME --help)",
     )
-    parser.add_argument("cluster", type=Path, help="cluster file (TOML), see hete_files/README.md")
+    parser.add_argument(
+        "cluster", type=Path, help="cluster file (TOML) or server file, see hete_files/README.md"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="plan to write (JSON)")
     parser.add_argument("--batch-size", type=int, required=True, help="samples per step")
     parser.add_argument(
@@ -99,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="samples per micro-batch (default: the best measured one)",
     )
-    parser.add_argument("--schedule", choices=PLANNED_SCHEDULES, default="1f1b")
+    _add_schedule(parser)
     parser.add_argument("--objective", choices=TRAINING_OBJECTIVES, default="step-time")
     parser.add_argument("--solver", choices=list(SOLVERS), default="exact")
     parser.add_argument(
@@ -119,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         help="do messages travel while ranks compute (default: full)",
     )
     _add_limits(parser)
+    _add_server_figures(parser)
     parser.add_argument("--ignore-memory", action="store_true", help="let stages exceed the memory")
     parser.add_argument("--ignore-update", action="store_true", help="do not count the update")
     given = parser.add_argument_group("stages fixed by the user; the plan is scored, not searched")
@@ -135,6 +158,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_server_figures(parser: argparse.ArgumentParser) -> None:
+    servers = parser.add_argument_group("what a server file does not hold")
+    servers.add_argument("--memory", action="append", default=[], metavar="TYPE=BYTES")
+    servers.add_argument("--bandwidth", type=float, metavar="BYTES_PER_S")
+    servers.add_argument(
+        "--between-bandwidth", type=float, metavar="BYTES_PER_S", help="default: as inside a server"
+    )
+    servers.add_argument("--latency-ms", type=float, default=0.0, metavar="MS")
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--schedule", choices=PLANNED_SCHEDULES, default="1f1b")
+    parser.add_argument(
+        "--stages-per-rank",
+        type=int,
+        metavar="V",
+        help="of --schedule interleaved: stages dealt to all devices V times (default: 2)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:

@@ -1,18 +1,16 @@
 """What the user asks of a plan besides being fast: money, deadlines, layers that must stay somewhere."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from stagewright.document import Format, InputError, Record, load_record
 from stagewright.graph import LayerNode
 
-FIX_FORMAT = Format(name="stagewright.fix", version=1)
+from .branching.cuts import BoolArray
+from .branching.sums import Counted, StageSums
 
-BoolArray = NDArray[np.bool_]
+FIX_FORMAT = Format(name="stagewright.fix", version=1)
 
 
 class Place(Record):
@@ -54,20 +52,39 @@ class Fixed(Record):
                     f"{', '.join(device_types)}"
                 )
 
-    def allowed_runs(self, chain: Sequence[LayerNode], device_types: Sequence[str]) -> BoolArray:
-        """Return (L + 1, L + 1) whether layers i up to, not including, j may be a stage on these types."""
-        size = len(chain)
+    def edges_in(self, chain: Sequence[LayerNode]) -> tuple[str, ...]:
+        """Return the layers at and behind the ends of every group and place, as far as there are any."""
         position = {layer.name: index for index, layer in enumerate(chain)}
-        allowed = np.ones((size + 1, size + 1), dtype=bool)
-        for group in self.together:
-            places = [position[name] for name in group]
-            inside = slice(min(places, default=0) + 1, max(places, default=0) + 1)
-            allowed[inside, :] = allowed[:, inside] = False
+        groups = [*self.together, *(place.layers for place in self.on)]
+        ends = {
+            index
+            for group in groups
+            if group
+            for index in (
+                min(position[name] for name in group),
+                max(position[name] for name in group) + 1,
+            )
+        }
+        return tuple(chain[index].name for index in sorted(ends) if 0 < index < len(chain))
+
+    def allowed_stages(
+        self, sums: StageSums, position: Mapping[str, int], device_types: Sequence[str]
+    ) -> BoolArray:
+        """Return (n + 1, n + 1) whether what is between two cuts may be a stage on these types.
+
+        Args:
+            sums: of the cuts.
+            position: of each layer in the chain.
+        """
+        groups = [tuple(sorted(position[name] for name in group)) for group in self.together]
+        parted = [Counted(1.0, layers) for layers in groups if layers]
+        found = sums.any_of(parted) - sums.all_of(parted)
         for place in self.on:
-            if set(device_types) != {place.device_type}:
-                for name in place.layers:
-                    allowed[: position[name] + 1, position[name] + 1 :] = False
-        return allowed
+            if place.layers and set(device_types) != {place.device_type}:
+                layers = tuple(sorted(position[name] for name in place.layers))
+                found += sums.any_of([Counted(1.0, layers)])
+        forbidden: BoolArray = found > 0.5
+        return ~forbidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +103,10 @@ class Constraints:
     period_ms: float | None = None
     """Inference: between two micro-batches."""
     most_devices: int | None = None
+
+    def with_fixed(self, fixed: Fixed) -> "Constraints":
+        """Return these constraints with other fixed layers."""
+        return replace(self, fixed=fixed)
 
     @property
     def named(self) -> tuple[str, ...]:

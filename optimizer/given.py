@@ -63,7 +63,7 @@ class GivenStages:
         Raises:
             InputError: a layer or a type is unknown, cuts do not rise, or the cluster has too few devices.
         """
-        edges = [0, *self._positions(problem), len(problem.chain)]
+        edges = self.edges(problem)
         free = [len(group.slots) for group in problem.groups]
         choices = []
         for stage, count in enumerate(self.replicas):
@@ -81,8 +81,18 @@ class GivenStages:
             choices.append(StageChoice(edges[stage], edges[stage + 1], tuple(devices)))
         return tuple(choices)
 
+    def edges(self, problem: Problem) -> list[int]:
+        """Return the numbers of the cuts (Problem.cuts), from before the first layer to behind the last.
+
+        Raises:
+            InputError: a layer is unknown, or the cuts do not rise.
+        """
+        assert problem.cuts.is_chain
+        positions = [0, *self._positions(problem), len(problem.chain)]
+        return [problem.cuts.behind(position) for position in positions]
+
     def _positions(self, problem: Problem) -> list[int]:
-        positions = {layer.name: index for index, layer in enumerate(problem.chain)}
+        positions = problem.position
         found: list[int] = []
         for name in self.cuts:
             if name not in positions:

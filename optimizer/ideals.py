@@ -28,22 +28,27 @@ def ideals(num_nodes: int, edges: Iterable[tuple[int, int]], most: int) -> tuple
     if num_nodes >= most:
         # A graph has an ideal more than nodes at least; and bit masks of huge graphs would fill the memory.
         raise TooManyIdealsError(f"the graph has {num_nodes} nodes and so more than {most} ideals")
-    before = [0] * num_nodes
+    needs = [0] * num_nodes
+    targets: list[list[int]] = [[] for _ in range(num_nodes)]
     for source, target in edges:
-        before[target] |= 1 << source
+        needs[target] |= 1 << source
+        targets[source].append(target)
     found = [0]
-    level = [0]
+    level = {0: tuple(node for node, need in enumerate(needs) if not need)}
+    """The sets of one size, each with the nodes that may be next."""
     while level:
-        grown = {
-            mask | 1 << node
-            for mask in level
-            for node in range(num_nodes)
-            if not mask >> node & 1 and before[node] & ~mask == 0
-        }
-        level = sorted(grown)
-        found += level
-        if len(found) > most:
-            raise TooManyIdealsError(f"the graph has more than {most} ideals")
+        grown: dict[int, tuple[int, ...]] = {}
+        for mask, ready in level.items():
+            for node in ready:
+                larger = mask | 1 << node
+                if larger in grown:
+                    continue
+                new = (t for t in targets[node] if needs[t] & ~larger == 0)
+                grown[larger] = (*(r for r in ready if r != node), *dict.fromkeys(new))
+                if len(found) + len(grown) > most:
+                    raise TooManyIdealsError(f"the graph has more than {most} ideals")
+        level = grown
+        found += sorted(grown)
     if found[-1] != (1 << num_nodes) - 1:
         raise ValueError("the graph has a cycle")
     return tuple(found)
@@ -56,10 +61,9 @@ def members(mask: int) -> tuple[int, ...]:
 
 def membership(masks: Sequence[int], num_nodes: int) -> npt.NDArray[np.bool_]:
     """Return the (len(masks), num_nodes) table of which set holds which node."""
-    table = np.zeros((len(masks), num_nodes), bool)
-    for row, mask in enumerate(masks):
-        table[row, list(members(mask))] = True
-    return table
+    packed = b"".join(mask.to_bytes((num_nodes + 7) // 8, "little") for mask in masks)
+    rows = np.frombuffer(packed, dtype=np.uint8).reshape(len(masks), -1)
+    return np.unpackbits(rows, axis=1, bitorder="little")[:, :num_nodes].astype(bool)
 
 
 def subsets_of(row: int, table: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:

@@ -7,6 +7,7 @@ import numpy as np
 from stagewright.document import InputError
 
 from .assemble import Prediction, draft, predict
+from .costs.cost import versions_held
 from .costs.tables import StageTables
 from .problem import Problem
 from .solvers import choose
@@ -88,11 +89,16 @@ def _reached(problem: Problem, found: Solution) -> str:
 
 def _too_large_alone(problem: Problem) -> InputError | None:
     """Return the error for the first layer that fits on no device type as a stage of its own."""
-    tables = StageTables(problem)
-    units = np.array(1.0)
+    tables = StageTables(replace(problem, cutting="order"))
+    if tables.size < len(problem.chain):
+        return None  # Of a thinned chain only pieces are known.
+    units = np.array(1)
+    versions = versions_held(problem.schedule, units, np.array(problem.num_microbatches))
     for position, layer in enumerate(problem.chain):
         over = {
-            kind: float(tables.memory(kind, units)[position, position + 1])
+            kind: float(
+                tables.memory(kind, units.astype(float), versions=versions)[position, position + 1]
+            )
             - problem.memory_limit(kind)
             for kind in problem.inputs.graphs
         }

@@ -10,6 +10,11 @@ from stagewright.document import InputError, sha256_of
 from stagewright.graph import LayerGraph, LayerNode
 from stagewright.plan import Plan, Source
 
+from .borders import chain_of
+
+MOST_LAYERS = 100_000
+"""A longer chain takes minutes to read."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -61,6 +66,15 @@ def load_inputs(cluster_path: Path) -> Inputs:
     return Inputs(cluster=cluster, cluster_path=cluster_path, graphs=graphs, graph_paths=paths)
 
 
+def check_size(inputs: Inputs) -> None:
+    """Raise InputError if a model has more layers than can be planned."""
+    if (size := len(chain_of(inputs.model))) > MOST_LAYERS:
+        raise InputError(
+            f"{next(iter(inputs.graph_paths.values()))}: has {size} layers, expected at most {MOST_LAYERS}; "
+            "profile larger modules as one layer"
+        )
+
+
 def load_inputs_of_plan(plan: Plan, plan_path: Path) -> Inputs:
     """Return the inputs that a plan was made from.
 
@@ -91,7 +105,7 @@ def check_same_model(
         InputError: they differ; the message names the first difference, in both files.
     """
     advice = "profile the same model in the same way on every device type"
-    for what in ("dtype", "batch_sizes"):
+    for what in ("dtype", "autocast", "batch_sizes"):
         found, wanted = getattr(second, what), getattr(first, what)
         if found != wanted:
             raise InputError(

@@ -10,7 +10,7 @@ from typing import Literal
 
 from stagewright.document import InputError
 from stagewright.plan import Plan, Proof
-from stagewright.scheduling import FORWARD_ONLY, PLANNED_SCHEDULES
+from stagewright.scheduling import FORWARD_ONLY, INTERLEAVED, PLANNED_SCHEDULES
 
 from .alternatives import Fewer, Ranked, best_plans, bound_of, fewer_devices, worth
 from .assemble import Prediction, draft, predict
@@ -19,11 +19,13 @@ from .borders import chain_of
 from .constraints import NO_CONSTRAINTS, Constraints
 from .costs.cost import Objective, Overlap, state_copies
 from .costs.tables import StageTables
+from .every_cut import every_cut_of, solve_thinned
+from .flushless import check_flushless, constraints_of, refuse_shared_parameters
 from .given import GivenStages
 from .infeasible import explain
-from .load import Inputs
+from .load import Inputs, check_size
 from .problem import Problem
-from .solvers import brute_force, choose, hierarchical, local_search
+from .solvers import brute_force, choose, hierarchical, interleaved, local_search
 from .solvers.solution import Solution
 
 RankBy = Literal["formula", "simulation"]
@@ -43,10 +45,12 @@ OBJECTIVES: Mapping[Objective, str] = {
     "latency": "latency_ms",
 }
 TRAINING_OBJECTIVES = tuple(name for name in OBJECTIVES if name != "latency")
+SIMULATED = "simulated_step_ms"
+"""What is minimised where ranks run several stages."""
 RANKED_PLANS = 20
 """Plans that are simulated if the user asks for the best simulated one without saying of how many."""
-MOST_LAYERS = 3000
-"""Of the chain: the tables hold some dozens of numbers per pair of layers, here some gigabytes."""
+IN_ORDER_SOLVERS = ("local-search", "hierarchical")
+"""Those that move cuts along one order of the layers."""
 PROVING_SOLVERS = ("exact", "brute-force")
 """Those that obey every constraint and know every objective."""
 
@@ -74,6 +78,8 @@ class Request:
     constraints: Constraints = NO_CONSTRAINTS
     top: int = 1
     """How many of the best plans to report."""
+    stages_per_rank: int = 1
+    """Of the interleaved schedule."""
     rank_by: RankBy = "formula"
     """Which of the best plans is taken: the best under the closed formula, or the best simulated one."""
 
@@ -94,8 +100,10 @@ class Result:
     """Those whose step has too many actions to simulate."""
     fewer: Fewer | None = None
     """Fewer devices that do as well; None: there are none, or it was not looked for."""
-    ranking: tuple[Ranked, ...] = ()
+    ranking: Sequence[Ranked] = ()
     """The best plans, best under the closed formula first; empty if they were not asked for."""
+    ranking_is_whole: bool = True
+    """Whether all the plans that were asked for are in it: not if time was up."""
     ranked_by: RankBy = "formula"
     chosen_rank: int = 1
     """The plan's place in the ranking."""
@@ -108,37 +116,37 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         InputError: the request is wrong, something needed was not measured, or nothing fits into memory.
     """
     _check(request)
-    if (size := len(chain_of(inputs.model))) > MOST_LAYERS:
-        raise InputError(
-            f"{next(iter(inputs.graph_paths.values()))}: has {size} layers, expected at most {MOST_LAYERS}; "
-            "profile larger modules as one layer"
-        )
+    check_size(inputs)
     started = time.perf_counter()
     problems = [_problem(inputs, request, size) for size in _microbatch_sizes(inputs, request)]
     found = _solve_all(problems, request, started)
     solution, problem = min(found, key=lambda pair: worth(*pair))
     bound = min(bound_of(*pair) for pair in found)
-    ranking = _ranking(found, request)
+    deadline = math.inf if request.time_limit_s is None else started + request.time_limit_s
+    ranking, ranking_is_whole = _ranking(found, request, deadline)
     proven = solution.solver == "exact" and solution.bound_ms == solution.value_ms
-    fewer = fewer_devices(solution, problem) if proven else None
+    fewer = fewer_devices(solution, problem, deadline) if proven else None
     place = 0
     if request.rank_by == "simulation":
         place = min(range(len(ranking)), key=lambda index: ranking[index].simulated)
         solution, problem = ranking[place].solution, ranking[place].problem
-    seconds = time.perf_counter() - started
-    tables = StageTables(problem)
-    prediction = predict(draft(tables, solution.stages), problem)
+    seconds, tables = time.perf_counter() - started, StageTables(problem)
+    prediction = predict(draft(tables, solution.stages, solution.stages_per_rank), problem)
     _check_score(prediction, solution)
     value = problem.reported_value(
-        prediction.score.value_ms, [choice.devices for choice in solution.stages]
+        prediction.value_ms, [choice.devices for choice in solution.stages]
     )
+    fluid, every = 0.0, None
+    if request.given is None and request.schedule != INTERLEAVED:  # Whose value is simulated.
+        fluid, every = every_cut_of(problems, solution, value)
     plan = prediction.plan.replace(
         proof=Proof(
             solver=solution.solver,
-            objective=OBJECTIVES[request.objective],
+            objective=_objective(prediction, request),
             value=value,
-            lower_bound=min(bound, value),
+            lower_bound=min(max(bound, fluid), value),
             space=_space(solution, [p.microbatch_size for p in problems]),
+            every_cut=every,
             certificates=tuple(
                 other.certificate for other, _ in found if other.certificate is not None
             ),
@@ -156,9 +164,15 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
         baselines_left_out=left_out,
         fewer=fewer,
         ranking=ranking,
+        ranking_is_whole=ranking_is_whole,
         ranked_by=request.rank_by,
         chosen_rank=place + 1,
     )
+
+
+def _objective(prediction: Prediction, request: Request) -> str:
+    several = prediction.has_ranks_of_several_stages
+    return SIMULATED if several else OBJECTIVES[request.objective]
 
 
 def _solve_all(
@@ -169,11 +183,15 @@ def _solve_all(
     Raises:
         InputError: none has a solution.
     """
-    found = []
+    found: list[tuple[Solution, Problem]] = []
     for index, problem in enumerate(problems):
         limit_s = request.time_limit_s
         if limit_s is not None:
             limit_s = (limit_s - (time.perf_counter() - started)) / (len(problems) - index)
+        if problem.cuts.is_thin and request.given is None and request.schedule != INTERLEAVED:
+            better = solve_thinned(problem, limit_s, SOLVERS[request.solver])
+            found += [] if better is None else [better]
+            continue
         solution = _solve(problem, request, limit_s)
         if solution is not None:
             found.append((solution, problem))
@@ -182,12 +200,13 @@ def _solve_all(
     return found
 
 
-def _ranking(found: Sequence[tuple[Solution, Problem]], request: Request) -> tuple[Ranked, ...]:
-    """Return the best plans if the user asked for several."""
+def _ranking(
+    found: Sequence[tuple[Solution, Problem]], request: Request, deadline: float
+) -> tuple[Sequence[Ranked], bool]:
+    """Return the best plans if the user asked for several, and whether those are all."""
     if request.top == 1 and request.rank_by == "formula":
-        return ()
-    count = request.top if request.top > 1 else RANKED_PLANS
-    return tuple(best_plans(found, count))
+        return (), True
+    return best_plans(found, request.top if request.top > 1 else RANKED_PLANS, deadline)
 
 
 def _check(request: Request) -> None:
@@ -198,6 +217,8 @@ def _check(request: Request) -> None:
         raise InputError(
             f"schedule is {request.schedule!r}, expected one of {', '.join(PLANNED_SCHEDULES)}"
         )
+    _check_interleaved(request)
+    check_flushless(request.schedule, request.objective, request.solver, PROVING_SOLVERS)
     for name in ("batch_size", "microbatch_size", "max_stages", "top"):
         value = getattr(request, name)
         if value is not None and value < 1:
@@ -205,6 +226,25 @@ def _check(request: Request) -> None:
     if request.time_limit_s is not None and not request.time_limit_s > 0:
         raise InputError(f"--time-limit is {request.time_limit_s}, expected seconds above 0")
     _check_constraints(request)
+
+
+def _check_interleaved(request: Request) -> None:
+    """Check that several stages per rank go with the rest."""
+    if request.schedule != INTERLEAVED:
+        if request.stages_per_rank != 1:
+            raise InputError("--stages-per-rank is for --schedule interleaved; add it")
+        return
+    if request.stages_per_rank < 1:
+        raise InputError(f"--stages-per-rank is {request.stages_per_rank}, expected at least 1")
+    others = list(request.constraints.named)
+    others += ["--top"] if request.top > 1 else []
+    others += ["--rank-by simulation"] if request.rank_by == "simulation" else []
+    others += [f"--solver {request.solver}"] if request.solver != "exact" else []
+    others += [f"--objective {request.objective}"] if request.objective != "step-time" else []
+    if others:
+        raise InputError(
+            f"--schedule interleaved knows no {others[0]}: its plans are searched by simulation; leave it out"
+        )
 
 
 def _check_constraints(request: Request) -> None:
@@ -234,9 +274,8 @@ def _check_constraints(request: Request) -> None:
         )
     special += ["--objective cost"] if objective == "cost" else []
     special += ["--inference"] if objective == "latency" else []
-    allowed = (
-        (*PROVING_SOLVERS, "labels") if set(special) <= {"--straight", "--fix"} else PROVING_SOLVERS
-    )
+    known = {*choose.CONSTRAINTS_OF_LABELS, "--objective cost"}
+    allowed = (*PROVING_SOLVERS, "labels") if set(special) <= known else PROVING_SOLVERS
     if special and request.solver not in allowed:
         raise InputError(
             f"--solver {request.solver} knows no {special[0]}; use --solver {' or '.join(allowed)}"
@@ -272,6 +311,8 @@ def _microbatch_sizes(inputs: Inputs, request: Request) -> list[int]:
 
 
 def _problem(inputs: Inputs, request: Request, microbatch_size: int) -> Problem:
+    is_in_order = request.given is not None or request.solver in IN_ORDER_SOLVERS
+    is_in_order = is_in_order or request.schedule == INTERLEAVED
     return Problem(
         inputs=inputs,
         microbatch_size=microbatch_size,
@@ -284,17 +325,33 @@ def _problem(inputs: Inputs, request: Request, microbatch_size: int) -> Problem:
         count_update=request.count_update,
         max_stages=request.max_stages,
         equal_shares=request.given is not None and request.given.equal_shares,
-        constraints=request.constraints,
+        constraints=constraints_of(request.schedule, request.constraints, inputs.model),
+        cutting="order" if is_in_order else "every",
+        kept_cuts=_kept_cuts(inputs, request),
     )
+
+
+def _kept_cuts(inputs: Inputs, request: Request) -> tuple[str, ...]:
+    """Return the layers before which a cut is needed, even if a long chain is thinned."""
+    if request.given is not None:
+        return tuple(name for name in request.given.cuts if name in inputs.model.by_name)
+    fixed = request.constraints.fixed
+    return () if fixed is None else fixed.edges_in(chain_of(inputs.model))
 
 
 def _solve(problem: Problem, request: Request, limit_s: float | None) -> Solution | None:
     """Return a solver's solution, or the user's stages scored; None if it does not fit into memory."""
+    if request.schedule == INTERLEAVED:
+        if request.given is not None:
+            return interleaved.given(problem, request.given, request.stages_per_rank)
+        return interleaved.solve(problem, request.stages_per_rank, limit_s)
     if request.given is None:
         return SOLVERS[request.solver](problem, limit_s)
     choices = request.given.choices(problem)
     tables = StageTables(problem)
-    prediction = predict(draft(tables, choices), problem)
+    plan = draft(tables, choices)
+    refuse_shared_parameters(plan, problem.inputs.model)
+    prediction = predict(plan, problem)
     if prediction.score.overflows:
         return None
     return Solution(
@@ -308,6 +365,12 @@ def _solve(problem: Problem, request: Request, limit_s: float | None) -> Solutio
 
 
 def _why_nothing_fits(problem: Problem, request: Request) -> InputError:
+    if request.schedule == INTERLEAVED:
+        return InputError(
+            f"{problem.inputs.cluster_path}: no plan of {request.stages_per_rank} stages per rank that was "
+            "looked at fits into memory; use smaller micro-batches, another number of stages per rank, or "
+            "--schedule 1f1b"
+        )
     if request.given is None:
         return explain(problem)
     return explain(
@@ -318,8 +381,8 @@ def _why_nothing_fits(problem: Problem, request: Request) -> InputError:
 def _check_score(prediction: Prediction, solution: Solution) -> None:
     """A solver's plan, scored by the evaluator, must have the value that the solver claims, and fit."""
     assert not prediction.score.overflows, f"{solution.solver} returned a plan that does not fit"
-    assert math.isclose(prediction.score.value_ms, solution.value_ms, rel_tol=1e-7, abs_tol=1e-9), (
-        f"{solution.solver} claims {solution.value_ms}, evaluated {prediction.score.value_ms}"
+    assert math.isclose(prediction.value_ms, solution.value_ms, rel_tol=1e-7, abs_tol=1e-9), (
+        f"{solution.solver} claims {solution.value_ms}, evaluated {prediction.value_ms}"
     )
 
 
@@ -331,5 +394,6 @@ def _space(solution: Solution, sizes: Sequence[int]) -> str:
 def _idle(plan: Plan, problem: Problem) -> tuple[str, ...]:
     """Return the types of the devices without a rank, in the order of the cluster's slots."""
     left = Counter((slot.server, slot.device_type) for slot in problem.inputs.cluster.slots)
-    left -= Counter((r.server, r.device_type) for stage in plan.stages for r in stage.replicas)
+    used = {(r.rank, r.server, r.device_type) for stage in plan.stages for r in stage.replicas}
+    left -= Counter((server, device_type) for _, server, device_type in used)
     return tuple(device_type for _, device_type in left.elements())

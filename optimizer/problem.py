@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from stagewright.cluster import Link, Slot
 from stagewright.document import InputError
-from stagewright.graph import LayerGraph, LayerNode, unique_parameters
+from stagewright.graph import LayerNode
 
-from .borders import chain_of
-from .constraints import NO_CONSTRAINTS, Constraints
+from .borders import chain_of, crossing_bytes, has_branches, opaque_groups
+from .branching.cuts import (
+    Cutting,
+    FloatArray,
+    GraphCuts,
+    close_to,
+    cuts_in_order,
+    cuts_of_orders,
+    every_cut,
+)
+from .branching.sums import StageSums
+from .branching.units import Units, units_of
+from .constraints import NO_CONSTRAINTS, Constraints, Fixed
 from .costs.cost import Objective, Overlap, state_copies
+from .costs.intervals import Holdings, Times, Traffic, holdings_of, times_of, traffic_of
 from .load import Inputs
 
 MS_PER_HOUR = 3.6e6
@@ -34,9 +48,9 @@ class StageChoice:
     """One stage of a plan as the solvers see it."""
 
     first: int
-    """Position in the chain."""
+    """The number of the cut before it (Problem.cuts)."""
     last: int
-    """Behind its last layer."""
+    """The number of the cut behind it."""
     devices: tuple[int, ...]
     """How many of each group."""
     recompute: bool = False
@@ -61,6 +75,12 @@ class Problem:
     equal_shares: bool = False
     """Replicas of the user's own stages take turns, fast or slow, instead of by speed."""
     constraints: Constraints = NO_CONSTRAINTS
+    cutting: Cutting = "order"
+    """Which of the graph's cuts plans may use."""
+    kept_cuts: tuple[str, ...] = ()
+    """Layers before which the graph's order can be cut even if a long one is thinned."""
+    around: tuple[int, ...] = ()
+    """The stage of each layer of the chain in a plan, to thin many cuts less close to its own; or nothing."""
 
     @property
     def is_inference(self) -> bool:
@@ -69,7 +89,80 @@ class Problem:
 
     @cached_property
     def chain(self) -> tuple[LayerNode, ...]:
+        """The layers that compute, in the graph's order."""
         return chain_of(self.inputs.model)
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Of each layer of the chain, by name."""
+        return {layer.name: index for index, layer in enumerate(self.chain)}
+
+    @cached_property
+    def cuts(self) -> GraphCuts:
+        """Where plans may cut. Too many of `every` are contracted to those of `orders`."""
+        branches = has_branches(self.inputs.model)
+        if branches and self.cutting != "order":
+            units, size = self._units, len(self.chain)
+            found = every_cut(units, size) if self.cutting == "every" else None
+            if found is not None and not self.around:
+                return found
+            work_ms = np.array([self._work_ms[list(layers)].sum() for layers in units.layers])
+            around = [self.around[layers[0]] for layers in units.layers] if self.around else ()
+            return cuts_of_orders(units, work_ms, size, around)
+        crossing = crossing_bytes(self.inputs.model, self.chain, self.microbatch_size)
+        kept = [*(self.position[name] for name in self.kept_cuts), *close_to(self.around)]
+        return cuts_in_order(crossing, self._work_ms, kept, branches=branches)
+
+    @cached_property
+    def sums(self) -> StageSums:
+        return StageSums(self.cuts)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        return traffic_of(self)
+
+    @cached_property
+    def holdings(self) -> Holdings:
+        return holdings_of(self)
+
+    @cached_property
+    def times(self) -> dict[str, Times]:
+        """By device type."""
+        return {name: times_of(self, name, self.holdings) for name in self.inputs.graphs}
+
+    @cached_property
+    def _units(self) -> Units:
+        graphs, size = self.inputs.graphs.values(), self.microbatch_size
+
+        def is_free(layer: LayerNode) -> bool:
+            costs = [graph.by_name[layer.name].cost_at(size) for graph in graphs]
+            times = (c.forward_ms + c.backward_ms for c in costs)
+            return not any(times) and all(c.saved_bytes == 0 and not c.working_bytes for c in costs)
+
+        return units_of(self.inputs.model, size, is_free)
+
+    @cached_property
+    def _work_ms(self) -> FloatArray:
+        """(L,) forward and backward of each layer, summed over the device types."""
+        graphs = self.inputs.graphs.values()
+        costs = [
+            [g.by_name[s.name].cost_at(self.microbatch_size) for g in graphs] for s in self.chain
+        ]
+        return np.array([sum(c.forward_ms + c.backward_ms for c in own) for own in costs])
+
+    @cached_property
+    def opaque_groups(self) -> tuple[tuple[str, ...], ...]:
+        """Layers that must share a stage: each that returns what cannot be sent, with its takers."""
+        return tuple(opaque_groups(self.inputs.model))
+
+    @cached_property
+    def fixed(self) -> Fixed | None:
+        """Which layers must be where: by the user, and because of values that cannot be sent."""
+        user = self.constraints.fixed
+        if not self.opaque_groups:
+            return user
+        user = Fixed() if user is None else user
+        return user.replace(together=(*user.together, *self.opaque_groups))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -204,6 +297,19 @@ class Problem:
             raise self._not_measured(device_type, f"layer {layer.name!r}")
         return saved
 
+    def working_bytes(self, layer: LayerNode) -> int:
+        """Return what a layer of a device type's graph holds at most beyond what is saved.
+
+        Not counted, so 0, in graphs that were made before it was measured.
+        """
+        return layer.cost_at(self.microbatch_size).working_bytes or 0
+
+    def loss_working_bytes(self, device_type: str) -> int:
+        """Return the same for the loss."""
+        graph = self.inputs.graphs[device_type]
+        found = [c.working_bytes for c in graph.loss if c.batch_size == self.microbatch_size]
+        return (found[0] or 0) if found else 0
+
     def _not_measured(self, device_type: str, what: str) -> InputError:
         return InputError(
             f"{self.inputs.graph_paths[device_type]}: saved_bytes of {what} at micro-batch "
@@ -242,10 +348,3 @@ class Problem:
     def place_of(self, servers: frozenset[str]) -> int:
         """Return the index of the place of a stage on some servers: the last is all servers."""
         return self.places.index(servers) if servers in self.places else len(self.places) - 1
-
-
-def trained_bytes(graph: LayerGraph) -> int:
-    """Return the bytes of all trained parameters, tied ones once; a graph without details trains all."""
-    detailed = unique_parameters(graph, graph.layers)
-    known = sum(p.spec.bytes_at(1) for p in detailed.values() if p.spec.requires_grad)
-    return known + sum(layer.parameter_bytes for layer in graph.layers if not layer.parameters)

@@ -6,7 +6,7 @@ from typing import Any
 
 from .alternatives import Ranked
 from .baselines import MOST_ACTIONS
-from .planning import Result
+from .planning import SIMULATED, Result
 from .problem import MS_PER_HOUR
 
 PROVEN_GAP = 1e-9
@@ -16,6 +16,7 @@ PROVEN_GAP = 1e-9
 def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
     """Return the object that --json prints; docs/formats.md lists its keys."""
     plan, problem = result.plan, result.problem
+    every = plan.proof.every_cut
     return {
         "plan": str(plan_path),
         "objective": plan.proof.objective,
@@ -24,6 +25,9 @@ def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
         "objective_ms": None if problem.objective == "cost" else plan.proof.value,
         "bound_ms": None if problem.objective == "cost" else plan.proof.lower_bound,
         "gap": plan.proof.gap,
+        "every_cut_bound_value": None if every is None else every.lower_bound,
+        "every_cut_gap": plan.proof.every_cut_gap,
+        "every_cut_method": None if every is None else every.method,
         "solver": plan.proof.solver,
         "space": plan.proof.space,
         "cost_model": "stagewright",
@@ -151,6 +155,10 @@ def _notes(result: Result) -> list[str]:
             f"this is the best of {len(result.ranking)} plans by the simulator, number "
             f"{result.chosen_rank} by the closed formula, in which the bound is proven"
         )
+    if not result.ranking_is_whole:
+        notes.append(
+            f"time was up after {len(result.ranking)} of the best plans; those that follow are not known"
+        )
     if result.baselines_left_out:
         notes.append(
             f"left out of the comparison, as a step has more than {MOST_ACTIONS} actions: "
@@ -211,10 +219,16 @@ def text_of(report: dict[str, Any]) -> str:
         f"{report[key]:.5g}" if report["objective_ms"] is None else f"{report[key]:.3f} ms"
         for key in ("objective_value", "bound_value")
     )
+    judge = "simulator" if report["objective"] == SIMULATED else "closed formula"
     lines.append(
-        f"{report['objective']:15} {value:>13}  predicted by the closed formula; bound {bound}, "
+        f"{report['objective']:15} {value:>13}  predicted by the {judge}; bound {bound}, "
         f"gap {report['gap']:.2%} ({solver})"
     )
+    if report["every_cut_gap"] is not None:
+        lines.append(
+            f"{'every cut':15} {'':13}  bound {report['every_cut_bound_value']:.5g}, gap "
+            f"{report['every_cut_gap']:.2%}, for all cuts of the graph ({report['every_cut_method']})"
+        )
     if report["predicted_period_ms"] is not None:
         lines.append(
             f"period          {report['predicted_period_ms']:10.3f} ms  predicted by the closed formula"

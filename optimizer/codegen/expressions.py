@@ -14,6 +14,7 @@ from stagewright.value import (
     Argument,
     LayerRef,
     MappingArgument,
+    ModeArgument,
     SequenceArgument,
     SliceArgument,
     SpecialValue,
@@ -43,7 +44,10 @@ SPECIAL_VALUES = {
 }  # fmt: skip
 SIMPLE_OPERAND = re.compile(r"-?[\w.]+")
 """What stands beside ** without spaces."""
-SHORT_NAMES = {"torch.nn.functional.": "F.", "torch.nn.": "nn."}
+SHORT_NAMES = {
+    "torch.nn.functional.": "F.", "torch.nn.": "nn.", "MinkowskiEngine.": "ME.",
+    "stagewright.models.minkowski.voxels.": "voxels.",
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -55,7 +59,7 @@ class Scope:
     values: Mapping[str, str] = field(default_factory=dict)
     """From each layer's name to the expression of its value."""
     imports: set[str] = field(default_factory=set)
-    """Names of modules that the expressions use: "torch", "nn", "F", "math", "operator"."""
+    """Names of modules that the expressions use: "torch", "nn", "F", "ME", "voxels", "math", "operator"."""
     needs_device: bool = False
     """Whether an expression uses the variable `device`."""
 
@@ -97,6 +101,9 @@ def argument_expression(argument: Argument, scope: Scope) -> Expression:
             return _torch_constant(name, scope)
         case SpecialValue(name=name):
             return SPECIAL_VALUES[name]
+        case ModeArgument(training=training, evaluation=evaluation):
+            values = [flat(argument_expression(v, scope)) for v in (training, evaluation)]
+            return f"({values[0]} if self.training else {values[1]})"
 
 
 def call_items(
@@ -119,10 +126,12 @@ def constructor_expression(constructor: Constructor, scope: Scope) -> Expression
     """Return the call that builds a module.
 
     Raises:
-        InputError: the class is none of torch.nn, or an argument is not known.
+        InputError: the class is none of torch.nn or MinkowskiEngine, or an argument is not known.
     """
     if not is_constructor(constructor.type):
-        raise scope.refuse(f"the constructor is {constructor.type!r}", "a class of torch.nn")
+        raise scope.refuse(
+            f"the constructor is {constructor.type!r}", "a class of torch.nn or MinkowskiEngine"
+        )
     items = call_items(constructor.arguments, constructor.keyword_arguments, scope)
     return Group(f"{scope.path(constructor.type)}(", items, ")")
 

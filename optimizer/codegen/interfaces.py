@@ -1,9 +1,11 @@
 """What each stage of a plan receives and sends, from the plan and its layer graph."""
 
+from collections.abc import Sequence
+
 from stagewright.document import InputError
 from stagewright.graph import LayerGraph
 from stagewright.optimizer.borders import borders_of, inputs_of
-from stagewright.plan import Plan
+from stagewright.plan import Border, Plan
 
 from .stage import StageInterface
 
@@ -20,18 +22,25 @@ def stage_interfaces(plan: Plan, graph: LayerGraph, place: str) -> tuple[StageIn
         InputError: the plan is of another model, or its stages or borders do not fit the graph.
     """
     _check(plan, graph, place)
+    return interfaces_of(graph, [stage.layers for stage in plan.stages], plan.borders)
+
+
+def interfaces_of(
+    graph: LayerGraph, stage_layers: Sequence[Sequence[str]], borders: Sequence[Border]
+) -> tuple[StageInterface, ...]:
+    """Return what each stage holds, receives and sends, from its layers' names and its borders."""
     stages = []
-    for index, stage in enumerate(plan.stages):
-        taken = {name for layer in stage.layers for name in graph.by_name[layer].inputs}
-        if index == len(plan.stages) - 1:
+    for index, names in enumerate(stage_layers):
+        taken = {name for layer in names for name in graph.by_name[layer].inputs}
+        if index == len(stage_layers) - 1:
             taken |= set(graph.outputs)
         taken = {name for name in taken if graph.by_name[name].is_input}
-        taken |= {v.layer for b in plan.borders if b.target == index for v in b.values}
-        sent = {v.layer for b in plan.borders if b.source == index for v in b.values}
+        taken |= {v.layer for b in borders if b.target == index for v in b.values}
+        sent = {v.layer for b in borders if b.source == index for v in b.values}
         stages.append(
             StageInterface(
                 index=index,
-                layers=tuple(graph.by_name[name] for name in stage.layers),
+                layers=tuple(graph.by_name[name] for name in names),
                 inputs=tuple(layer for layer in graph.layers if layer.name in taken),
                 outputs=tuple(layer.name for layer in graph.layers if layer.name in sent),
             )

@@ -98,7 +98,10 @@ def _chains(
 
 
 def _continues(chain: _Chain, layer: LayerNode) -> bool:
-    """Whether a layer's value may take over a chain's variable: tensors only; inputs keep their names."""
+    """Whether a layer's value may take over a chain's variable: tensors only; inputs keep their names.
+
+    A value without a specification (of a text graph) counts as a tensor, which it is nearly always.
+    """
     value = chain.values[-1]
-    both_tensors = isinstance(value.output, TensorSpec) and isinstance(layer.output, TensorSpec)
+    both_tensors = all(v.output is None or isinstance(v.output, TensorSpec) for v in (value, layer))
     return both_tensors and not isinstance(value.operation, InputOperation)

@@ -13,10 +13,10 @@ from stagewright.graph import (
     MethodOperation,
     ModuleOperation,
 )
-from stagewright.value import MappingSpec, SequenceSpec, TensorSpec, ValueSpec
+from stagewright.value import MappingSpec, SequenceSpec, TensorSpec, ValueSpec, VoxelsSpec
 
-from .layout import literal
-from .targets import MAY_RETURN_ITS_INPUT
+from .layout import Expression, Group, flat, literal
+from .targets import MAY_RETURN_ITS_INPUT, OPERATOR_NAME
 
 
 def owners_of(graph: LayerGraph) -> dict[str, str]:
@@ -42,20 +42,23 @@ def overwritten_inputs(
     return [layer.name for layer in inputs if not layer.is_input and owners[layer.name] in changed]
 
 
-def clone_expression(value: str, spec: ValueSpec | None) -> str:
-    """Return the expression of a copy of a value, each of its tensors cloned."""
+def clone_expression(value: str, spec: ValueSpec | None) -> Expression:
+    """Return the expression of a copy of a value, each of its tensors cloned; ME is MinkowskiEngine."""
     if isinstance(spec, TensorSpec) or spec is None:
         return f"{value}.clone()"
     if isinstance(spec, SequenceSpec):
-        parts = [clone_expression(f"{value}[{i}]", item) for i, item in enumerate(spec.items)]
+        parts = [flat(clone_expression(f"{value}[{i}]", item)) for i, item in enumerate(spec.items)]
         inner = ", ".join(parts)
         return f"[{inner}]" if spec.type == "list" else f"({inner}{',' if len(parts) == 1 else ''})"
     if isinstance(spec, MappingSpec):
         pairs = [
-            f"{literal(key)}: {clone_expression(f'{value}[{literal(key)}]', item)}"
+            f"{literal(key)}: {flat(clone_expression(f'{value}[{literal(key)}]', item))}"
             for key, item in spec.items.items()
         ]
         return "{" + ", ".join(pairs) + "}"
+    if isinstance(spec, VoxelsSpec):
+        kept = (f"{name}={value}.{name}" for name in ("coordinate_map_key", "coordinate_manager"))
+        return Group("ME.SparseTensor(", (f"{value}.F.clone()", *kept), ")")
     return value
 
 
@@ -63,7 +66,8 @@ def _may_return_its_input(layer: LayerNode) -> bool:
     """Whether a layer's value may be a view; a module of the user's own may do anything."""
     match layer.operation:
         case FunctionOperation(target=target):
-            return target.rpartition(".")[2] in MAY_RETURN_ITS_INPUT
+            is_operator = OPERATOR_NAME.fullmatch(target) is not None
+            return is_operator or target.rpartition(".")[2] in MAY_RETURN_ITS_INPUT
         case MethodOperation(name=name):
             return name in MAY_RETURN_ITS_INPUT
         case ModuleOperation(constructor=None):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 RESERVED = frozenset(
-    {"self", "torch", "nn", "F", "math", "operator", "original", "device"}
+    {"self", "torch", "nn", "F", "ME", "voxels", "math", "operator", "original", "device"}
     | set(keyword.kwlist)
     | set(keyword.softkwlist)
     | set(dir(builtins))

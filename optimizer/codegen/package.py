@@ -11,7 +11,7 @@ from stagewright.document import InputError, read_text, sha256_of, write_atomica
 from stagewright.graph import LayerGraph, unique_parameters
 from stagewright.plan import Plan, Source
 
-from .full_model import generate_init
+from .full_model import Origin, generate_full_model
 from .interfaces import MAKE_AGAIN, stage_interfaces
 from .stage import StageCode, generate_stage
 
@@ -64,7 +64,7 @@ def generate(plan_path: Path, folder: Path) -> GeneratedPackage:
         plan_sha256 = sha256_of(temporary / PLAN_FILE)
         for code in stages:
             write_atomically(temporary / code.file_name, code.source.encode())
-        init = generate_init(stages, graph, plan_sha256)
+        init = generate_full_model(stages, graph, plan_sha256, Origin())
         write_atomically(temporary / "__init__.py", init.encode())
         _put_in_place(temporary, folder)
     except BaseException:

@@ -12,7 +12,7 @@ from stagewright.graph import (
     MethodOperation,
     ModuleOperation,
 )
-from stagewright.value import TensorSpec, ValueSpec, size_at
+from stagewright.value import TensorSpec, ValueSpec, VoxelsSpec, parts_of, size_at
 
 from .expressions import (
     Scope,
@@ -39,8 +39,10 @@ BEFORE_RANDOM = '''
         """Called right before each layer that draws random numbers; replace it to seed them."""
 '''
 IMPORT_LINES = {
-    "math": "import math", "operator": "import operator", "torch": "import torch",
+    "math": "import math", "operator": "import operator",
+    "ME": "import MinkowskiEngine as ME", "torch": "import torch",
     "F": "import torch.nn.functional as F", "nn": "from torch import nn",
+    "voxels": "from stagewright.models.minkowski import voxels",
 }  # fmt: skip
 """In the order of the file."""
 STANDARD_LIBRARY = ("math", "operator")
@@ -238,7 +240,10 @@ class _ForwardWriter:
         lines = []
         for name in names:
             variable = self.values[name]
-            clone = clone_expression(variable, self.graph.by_name[name].output)
+            spec = self.graph.by_name[name].output
+            if spec and any(isinstance(part, VoxelsSpec) for part in parts_of(spec)):
+                self.scope.imports.add("ME")
+            clone = clone_expression(variable, spec)
             lines += lines_of(f"{variable} = ", clone, "  # changed in place below", BODY)
         return lines
 
@@ -311,10 +316,11 @@ def _shape_suffix(spec: ValueSpec | None) -> str:
     if not isinstance(spec, TensorSpec):
         return ""
     sizes = []
-    for size in spec.shape:
+    for dimension, size in enumerate(spec.shape):
+        about = "~" if dimension in spec.ragged else ""
         if isinstance(size, int):
-            sizes.append(str(size))
+            sizes.append(f"{about}{size}")
         else:
             per_sample = size_at(size, 1)
-            sizes.append("B" if per_sample == 1 else f"{per_sample}B")
+            sizes.append(f"{about}B" if per_sample == 1 else f"{about}{per_sample}B")
     return f" ({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"

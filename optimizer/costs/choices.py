@@ -1,10 +1,12 @@
 """The closed formula for stages that a solver chose, without the tables of every other run of layers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from stagewright.optimizer.problem import StageChoice
 
-from .cost import objective_ms, units_held, window_rounds
+from .cost import objective_ms, units_held, versions_held, window_rounds
 from .tables import StageTables
 
 
@@ -21,7 +23,9 @@ def value_of(tables: StageTables, choices: tuple[StageChoice, ...]) -> float | N
         units = units_held(
             problem.schedule, stage.counts, problem.num_microbatches, replicas_behind
         )
-        if problem.count_memory and not _fits(tables, choice, units.tolist()):
+        versions = versions_held(problem.schedule, units, stage.counts)
+        held = zip(units.tolist(), versions.tolist(), strict=True)
+        if problem.count_memory and not _fits(tables, choice, list(held)):
             return None
         slope, intercept = window_rounds(problem.objective, stage.replica_ms, stage.counts, units)
         window_ms = float((slope * behind_ms + intercept).max())
@@ -30,13 +34,12 @@ def value_of(tables: StageTables, choices: tuple[StageChoice, ...]) -> float | N
     return objective_ms(problem.objective, behind_ms, load_ms)
 
 
-def _fits(tables: StageTables, choice: StageChoice, units: list[int]) -> bool:
+def _fits(tables: StageTables, choice: StageChoice, held: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a stage fits whose replicas hold some units and versions of the weights each."""
     at = (choice.first, choice.last)
-    most: dict[str, int] = {}
-    for device_type, held in zip(tables.types_of(choice.devices), units, strict=True):
-        most[device_type] = max(held, most.get(device_type, 0))
+    distinct = dict.fromkeys(zip(tables.types_of(choice.devices), held, strict=True))
     return all(
-        float(tables.memory(kind, np.array(float(held)), at, choice.recompute))
+        float(tables.memory(kind, np.array(float(units)), at, choice.recompute, versions))
         <= tables.problem.memory_limit(kind)
-        for kind, held in most.items()
+        for kind, (units, versions) in distinct
     )

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from stagewright.cluster import Link
 from stagewright.document import InputError
+from stagewright.flushless import FLUSHLESS
+from stagewright.program import GRADIENTS_UNDERWAY
 from stagewright.scheduling import FORWARD_ONLY
 
 FloatArray = NDArray[np.float64]
@@ -69,16 +71,46 @@ def state_copies(optimizer: str) -> int:
     return STATE_COPIES[optimizer]
 
 
-def unit_bytes(taken: Numbers, made: Numbers, recompute: bool) -> tuple[Numbers, Numbers]:
+def unit_bytes(
+    taken: Numbers, saved: Numbers, sent: Numbers, recompute: bool
+) -> tuple[Numbers, Numbers]:
     """Return what a rank keeps for each unit in flight, and besides for the one that runs forward again.
+
+    What was sent stays until its gradient comes, as only that tells that it has arrived; a stage that runs
+    forward again then makes it once more in its place.
 
     Args:
         taken: a unit's inputs, received or loaded.
-        made: what autograd saves for it and what is sent.
+        saved: what autograd saves for it.
+        sent: the values that later stages receive.
 
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, with a stage as the segment.
     """
-    return (taken, made) if recompute else (taken + made, 0.0 * made)
+    exchanged = taken + sent
+    return (exchanged, saved) if recompute else (exchanged + saved, 0.0 * saved)
+
+
+def message_bytes(
+    schedule: str, received: Numbers, received_gradient: Numbers, sent_gradient: Numbers
+) -> Numbers:
+    """Return what the messages of a stage take besides those of its units in flight.
+
+    A backward's gradient has come and the next one's buffer is posted; it makes the gradients to send, while
+    GRADIENTS_UNDERWAY earlier ones may be on their way, and the next unit's receive buffer is posted. With
+    gpipe a rank holds most in its first backward: no gradient is on its way yet, and no unit comes any more.
+
+    Args:
+        schedule: its name.
+        received: bytes of a unit's messages forward from stages before.
+        received_gradient: of the gradients that go back for them.
+        sent_gradient: of the gradients that come back for what the stage sends.
+    """
+    if schedule == FORWARD_ONLY:
+        return 0.0 * received
+    arriving = 2 * sent_gradient
+    if schedule == "gpipe":
+        return arriving + received_gradient
+    return arriving + (1 + GRADIENTS_UNDERWAY) * received_gradient + received
 
 
 def memory_bytes(
@@ -88,23 +120,27 @@ def memory_bytes(
     buffer_bytes: Numbers,
     unit_bytes: Numbers,
     rerun_bytes: Numbers,
-    gradient_message_bytes: Numbers,
+    message_bytes: Numbers,
+    working_bytes: Numbers,
     copies: int,
     units: Numbers,
+    versions: Numbers = 1,
 ) -> Numbers:
     """Return the bytes that a rank holds at most.
 
-    Parameters, their gradients and the optimizer's state, buffers; for each unit in flight what autograd
-    saves and what the stage received and sent, or less if the stage runs forward again (unit_bytes); once,
-    the gradients that come in and go out at its borders.
+    Parameters, the trained ones once for each version (one with flush), their gradients and the optimizer's
+    state, buffers; for each unit in flight what autograd saves and what the stage received and sent, or less
+    if the stage runs forward again (unit_bytes); once, the other messages at its borders (message_bytes) and
+    what the unit in work holds beyond what is saved for it.
     """
     return (
         parameter_bytes
-        + (1 + copies) * trained_bytes
+        + (versions + copies) * trained_bytes
         + buffer_bytes
         + units * unit_bytes
         + rerun_bytes
-        + gradient_message_bytes
+        + message_bytes
+        + working_bytes
     )
 
 
@@ -138,13 +174,29 @@ def units_held(
 
     gpipe: all of its own. forward: the one in work and the one that arrives or leaves. 1f1b: its part, by
     share, of one unit per replica from its stage to the last (stagewright.scheduling.units_allowed), and
-    never more than its own.
+    never more than its own. Without flush the same of all windows, of which one may have fewer.
     """
     if schedule == "gpipe":
         return counts
     if schedule == FORWARD_ONLY:
         return np.minimum(counts, FORWARD_UNITS)
-    return np.minimum(counts, -(-replicas_behind * counts // num_microbatches))
+    allowed = -(-replicas_behind * counts // num_microbatches)
+    return allowed if schedule in FLUSHLESS else np.minimum(counts, allowed)
+
+
+def versions_held(schedule: str, units: IntArray, counts: IntArray) -> IntArray:
+    """Return the most versions of its weights that each replica holds (flushless.versions_needed, of arrays).
+
+    Args:
+        schedule: its name.
+        units: most units in flight.
+        counts: micro-batches per update, at least one.
+    """
+    if schedule == "pipedream-2bw":
+        return np.full_like(units, 2)
+    if schedule != "pipedream":
+        return np.ones_like(units)
+    return 1 + -(-(units - 1) // counts)
 
 
 def has_flush(objective: Objective) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stagewright.graph import LayerNode, unique_parameters
 from stagewright.optimizer.borders import stages_that_share_parameters
-from stagewright.optimizer.problem import Problem, trained_bytes
+from stagewright.optimizer.problem import Problem
 from stagewright.plan import Plan, ReplicaPrediction
 
 from .cost import (
@@ -21,6 +21,7 @@ from .cost import (
     window_rounds,
 )
 from .footprint import Overflow, overflows, peak_bytes, trained_parameter_bytes, units_of
+from .intervals import trained_bytes
 
 
 @dataclass(frozen=True)

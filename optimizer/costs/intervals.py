@@ -1,23 +1,30 @@
-"""Sums over every run of layers: tables whose entry [i, j] belongs to the chain's layers i up to, not
-including, j. Every solver reads stage costs from them; entries with i >= j mean nothing.
+"""Sums over every possible stage: tables whose entry [p, q] belongs to the layers between the cuts p and q.
+
+Every solver reads stage costs from them; entries of cuts that are not nested mean nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stagewright.graph import AttributeOperation, LayerGraph, LayerNode
+from stagewright.graph import AttributeOperation, LayerGraph, LayerNode, unique_parameters
 from stagewright.optimizer.borders import spec_of
-from stagewright.optimizer.problem import Problem, trained_bytes
-from stagewright.value import tensors_of
+from stagewright.optimizer.branching.peaks import beyond_kept
+from stagewright.optimizer.branching.sums import Counted
+from stagewright.optimizer.voxels import maps_of, taken_by
+from stagewright.value import VoxelsSpec, tensors_of
 
 from .cost import FloatArray, update_ms
+
+if TYPE_CHECKING:
+    from stagewright.optimizer.problem import Problem
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a stage exchanges for one micro-batch, (L + 1, L + 1) each."""
+    """Bytes that a stage exchanges for one micro-batch, (n + 1, n + 1) each."""
 
     received: FloatArray
     """Values made before it that it uses."""
@@ -33,7 +40,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Holdings:
-    """Bytes that a stage stores, (L + 1, L + 1) each."""
+    """Bytes that a stage stores, (n + 1, n + 1) each."""
 
     parameters: FloatArray
     trained: FloatArray
@@ -45,127 +52,195 @@ class Holdings:
 
 @dataclass(frozen=True)
 class Times:
-    """What a stage takes on one device type, (L + 1, L + 1) each."""
+    """What a stage takes on one device type, (n + 1, n + 1) each."""
 
     forward_ms: FloatArray
     backward_ms: FloatArray
     update_ms: FloatArray
     saved: FloatArray
     """Bytes that autograd keeps for one micro-batch; 0 if memory is not counted."""
+    working: FloatArray
+    """Bytes that the unit in work holds beyond those, at most; 0 if memory is not counted."""
 
 
-def traffic_of(problem: Problem) -> Traffic:
-    """Return what every run of layers exchanges; the model returns from the last layer."""
-    graph, size = problem.inputs.model, len(problem.chain)
-    position = {layer.name: index for index, layer in enumerate(problem.chain)}
-    received, received_gradient, loaded, sent, sent_gradient = _zeros(size, 5)
-    users = _users(graph, position)
+def traffic_of(problem: "Problem") -> Traffic:
+    """Return what every stage exchanges; the model returns from the last one."""
+    graph, sums = problem.inputs.model, problem.sums
+    users = _users(problem)
+    loaded: list[Counted] = []
+    values: list[Counted] = []
+    gradients: list[Counted] = []
     for layer in graph.layers:
-        if isinstance(layer.operation, AttributeOperation):
+        if isinstance(layer.operation, AttributeOperation) or not users[layer.name]:
             continue
-        tensors = list(tensors_of(spec_of(layer, problem.microbatch_size)))
+        spec = spec_of(layer, problem.microbatch_size)
+        if isinstance(spec, VoxelsSpec):
+            features, coordinates = _sparse_traffic(problem, layer, spec, users)
+            values += [*features, *coordinates]
+            gradients += features
+            continue
+        tensors = list(tensors_of(spec))
         forward = sum(t.bytes_at(problem.microbatch_size) for t in tensors)
+        if layer.is_input:
+            loaded.append(Counted(forward, users[layer.name]))
+            continue
         trained = [t for t in tensors if t.requires_grad and not problem.is_inference]
         backward = sum(t.bytes_at(problem.microbatch_size) for t in trained)
-        if layer.is_input:
-            _add_once(loaded, users[layer.name], forward)
-            continue
-        made = position[layer.name]
-        later = [user for user in users[layer.name] if user > made]
-        _add_once(received, later, forward, after=made)
-        _add_once(received_gradient, later, backward, after=made)
-        if later:
-            sent[: made + 1, made + 1 : max(later) + 1] += forward
-            sent_gradient[: made + 1, made + 1 : max(later) + 1] += backward
-    return Traffic(received, received_gradient, loaded, sent, sent_gradient)
+        made = problem.position[layer.name]
+        values.append(Counted(forward, users[layer.name], made))
+        gradients.append(Counted(backward, users[layer.name], made))
+    received, sent = sums.any_of(values), sums.sent(values)
+    if gradients == values:
+        return Traffic(received, received, sums.any_of(loaded), sent, sent)
+    return Traffic(
+        received, sums.any_of(gradients), sums.any_of(loaded), sent, sums.sent(gradients)
+    )
 
 
-def holdings_of(problem: Problem) -> Holdings:
-    """Return what every run of layers stores; tied, shared and bare parameters once in each stage."""
-    graph, size = problem.inputs.model, len(problem.chain)
-    parameters, trained, shared, buffers = _zeros(size, 4)
+def _sparse_traffic(
+    problem: "Problem", layer: LayerNode, spec: VoxelsSpec, users: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Counted], list[Counted]]:
+    """Return how a sparse tensor's features and coordinates count.
+
+    Features go where they are taken; coordinates where a layer takes no earlier value in the same rows.
+    Where a stage receives two values in the same rows for different layers, the coordinates count twice,
+    though the plan sends them once: at most 16 bytes a row of three dimensions.
+    """
+    size, made = problem.microbatch_size, problem.position[layer.name]
+    graph = problem.inputs.model
+    chain = [*problem.chain, None]
+    with_features, first_in_rows = [], []
+    for user in users[layer.name]:
+        taker = chain[user]
+        if taker is None or layer.name in taken_by(taker):
+            with_features.append(user)
+        others = () if taker is None else taker.inputs
+        earlier = [graph.by_name[name] for name in others if name in problem.position]
+        if not any(
+            problem.position[other.name] < made and maps_of(other.output) == maps_of(spec)
+            for other in earlier
+            if other.output is not None
+        ):
+            first_in_rows.append(user)
+    assert spec.features is not None and spec.coordinates is not None
+    return (
+        [Counted(spec.features.bytes_at(size), tuple(with_features), made)]
+        if with_features
+        else [],
+        [Counted(spec.coordinates.bytes_at(size), tuple(first_in_rows), made)]
+        if first_in_rows
+        else [],
+    )
+
+
+def holdings_of(problem: "Problem") -> Holdings:
+    """Return what every stage stores; tied, shared and bare parameters once in each stage."""
+    graph, sums = problem.inputs.model, problem.sums
+    parameters: list[Counted] = []
+    buffers: list[Counted] = []
+    trained: list[Counted] = []
     canonical = graph.canonical_names
     holders: dict[tuple[bool, str], set[int]] = {}
-    num_bytes: dict[tuple[bool, str], int] = {}
+    stored_bytes: dict[tuple[bool, str], int] = {}
     is_trained: set[tuple[bool, str]] = set()
-    for layer, where in _held_at(graph, problem.chain):
+    for layer, where in _held_at(problem, graph):
         if not layer.parameters:
-            _add_once(parameters, where, layer.parameter_bytes)
-            if not problem.is_inference:
-                _add_once(trained, where, layer.parameter_bytes)
+            parameters.append(Counted(layer.parameter_bytes, where))
+            trained.append(Counted(layer.parameter_bytes, where))
         if not layer.buffers:
-            _add_once(buffers, where, layer.buffer_bytes)
+            buffers.append(Counted(layer.buffer_bytes, where))
         for stored in (*layer.parameters, *layer.buffers):
             key = (stored in layer.buffers, canonical.get(stored.name, stored.name))
             holders.setdefault(key, set()).update(where)
-            num_bytes[key] = stored.spec.bytes_at(1)
-            if stored.spec.requires_grad and not key[0] and not problem.is_inference:
+            stored_bytes[key] = stored.spec.bytes_at(1)
+            if stored.spec.requires_grad and not key[0]:
                 is_trained.add(key)
+    shared: list[Counted] = []
     for key, found in holders.items():
-        where = sorted(found)
-        _add_once(buffers if key[0] else parameters, where, num_bytes[key])
+        one = Counted(stored_bytes[key], tuple(sorted(found)))
+        (buffers if key[0] else parameters).append(one)
         if key in is_trained:
-            _add_once(trained, where, num_bytes[key])
-            _add_once(shared, where, num_bytes[key])
-            shared[: where[0] + 1, where[-1] + 1 :] -= num_bytes[key]
-    return Holdings(parameters, trained, shared, buffers)
+            trained.append(one)
+            shared += [one] if len(found) > 1 else []
+    if problem.is_inference:
+        trained, shared = [], []
+    return Holdings(
+        parameters=sums.once(parameters),
+        trained=sums.once(trained),
+        shared=np.maximum(sums.any_of(shared) - sums.all_of(shared), 0.0),
+        buffers=sums.once(buffers),
+    )
 
 
-def times_of(problem: Problem, device_type: str, holdings: Holdings) -> Times:
-    """Return what every run of layers takes on a device type; the loss is the last layer's."""
-    graph, size = problem.inputs.graphs[device_type], len(problem.chain)
-    forward, backward, saved = _zeros(size, 3)
-    for layer, where in _held_at(graph, tuple(graph.by_name[s.name] for s in problem.chain)):
+def times_of(problem: "Problem", device_type: str, holdings: Holdings) -> Times:
+    """Return what every stage takes on a device type; the loss is the last stage's."""
+    graph, sums, end = problem.inputs.graphs[device_type], problem.sums, (len(problem.chain),)
+    forward: list[Counted] = []
+    backward: list[Counted] = []
+    saved: list[Counted] = []
+    for layer, where in _held_at(problem, graph):
         cost = layer.cost_at(problem.microbatch_size)
-        _add_once(forward, where, cost.forward_ms)
-        if not problem.is_inference:
-            _add_once(backward, where, cost.backward_ms)
+        forward.append(Counted(cost.forward_ms, where))
+        backward.append(Counted(cost.backward_ms, where))
         if problem.count_memory:
-            _add_once(saved, where, problem.saved_bytes(device_type, layer))
+            saved.append(Counted(problem.saved_bytes(device_type, layer), where))
     loss_forward, loss_backward = problem.loss_ms(device_type)
-    _add_once(forward, [size - 1], loss_forward)
-    _add_once(backward, [size - 1], loss_backward)
+    forward.append(Counted(loss_forward, end))
+    backward.append(Counted(loss_backward, end))
     if problem.count_memory:
-        _add_once(saved, [size - 1], problem.loss_saved_bytes(device_type))
+        saved.append(Counted(problem.loss_saved_bytes(device_type), end))
     whole = problem.whole_update_ms(device_type)
     update = np.asarray(update_ms(whole, holdings.trained, trained_bytes(graph)))
-    return Times(forward, backward, np.broadcast_to(update, forward.shape), saved)
+    forward_ms = sums.once(forward)
+    return Times(
+        forward_ms=forward_ms,
+        backward_ms=sums.once([] if problem.is_inference else backward),
+        update_ms=np.broadcast_to(update, forward_ms.shape),
+        saved=sums.once(saved),
+        working=_working(problem, device_type),
+    )
 
 
-def _held_at(
-    graph: LayerGraph, chain: Sequence[LayerNode]
-) -> Iterable[tuple[LayerNode, list[int]]]:
-    """Yield each layer with the positions in the chain whose stages hold it (bare parameters: all users)."""
-    position = {layer.name: index for index, layer in enumerate(chain)}
-    users = _users(graph, position)
+def _working(problem: "Problem", device_type: str) -> FloatArray:
+    """Return Times.working; bare parameters, which stages hold in any order, have none."""
+    graph, chain, cuts = problem.inputs.graphs[device_type], problem.chain, problem.cuts
+    if not problem.count_memory or problem.is_inference:
+        return np.zeros((len(cuts), len(cuts)))
+    layers = [graph.by_name[layer.name] for layer in chain]
+    kept = [problem.saved_bytes(device_type, layer) for layer in layers]
+    kept.append(problem.loss_saved_bytes(device_type))
+    working = [problem.working_bytes(layer) for layer in layers]
+    working.append(problem.loss_working_bytes(device_type))
+    return beyond_kept(cuts, np.array(kept, dtype=np.float64), np.array(working, dtype=np.float64))
+
+
+def trained_bytes(graph: LayerGraph) -> int:
+    """Return the bytes of all trained parameters, tied ones once; a graph without details trains all."""
+    detailed = unique_parameters(graph, graph.layers)
+    known = sum(p.spec.bytes_at(1) for p in detailed.values() if p.spec.requires_grad)
+    return known + sum(layer.parameter_bytes for layer in graph.layers if not layer.parameters)
+
+
+def _held_at(problem: "Problem", graph: LayerGraph) -> Iterable[tuple[LayerNode, tuple[int, ...]]]:
+    """Yield each layer with those of the chain whose stages hold it (bare parameters: all users).
+
+    What nothing uses is held at the end of the model, len(chain).
+    """
+    users = _users(problem)
     for layer in graph.steps:
-        if layer.name in position:
-            yield layer, [position[layer.name]]
+        if layer.name in problem.position:
+            yield layer, (problem.position[layer.name],)
         else:
-            yield layer, users[layer.name] or [len(chain) - 1]
+            yield layer, users[layer.name] or (len(problem.chain),)
 
 
-def _users(graph: LayerGraph, position: dict[str, int]) -> dict[str, list[int]]:
-    """Return for each layer the rising positions in the chain that use its value."""
-    users: dict[str, set[int]] = {layer.name: set() for layer in graph.layers}
-    for layer in graph.layers:
-        if layer.name in position:
-            for name in layer.inputs:
-                users[name].add(position[layer.name])
+def _users(problem: "Problem") -> dict[str, tuple[int, ...]]:
+    """Return for each layer the layers of the chain that use its value, rising; last, the model's end."""
+    graph = problem.inputs.model
+    users: dict[str, list[int]] = {layer.name: [] for layer in graph.layers}
+    for index, layer in enumerate(problem.chain):
+        for name in layer.inputs:
+            users[name].append(index)
     for name in graph.outputs:
-        users[name].add(len(position) - 1)
-    return {name: sorted(found) for name, found in users.items()}
-
-
-def _zeros(size: int, count: int) -> list[FloatArray]:
-    return [np.zeros((size + 1, size + 1)) for _ in range(count)]
-
-
-def _add_once(
-    table: FloatArray, positions: Sequence[int], amount: float, *, after: int = -1
-) -> None:
-    """Add an amount to every run that starts behind `after` and holds one of the rising positions."""
-    start = after + 1
-    for position in positions:
-        table[start : position + 1, position + 1 :] += amount
-        start = position + 1
+        users[name].append(len(problem.chain))
+    return {name: tuple(found) for name, found in users.items()}

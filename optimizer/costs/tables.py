@@ -1,4 +1,4 @@
-"""Costs of every possible stage: every run of layers on every set of devices, as arrays for the solvers."""
+"""Costs of every possible stage: pairs of nested cuts on sets of devices, as arrays for the solvers."""
 
 import itertools
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ from .cost import (
     gradient_sum_ms,
     link_load_ms,
     memory_bytes,
+    message_bytes,
     transfer_ms,
     unit_bytes,
     units_held,
+    versions_held,
     window_rounds,
 )
-from .intervals import Holdings, Times, Traffic, holdings_of, times_of, traffic_of
 
 Devices = tuple[int, ...]
 """How many devices of each group."""
@@ -31,7 +32,7 @@ Devices = tuple[int, ...]
 
 @dataclass(frozen=True)
 class StageTable:
-    """All runs of layers as a stage on some devices behind some stage; arrays (L + 1, L + 1)."""
+    """All pairs of cuts as a stage on some devices behind some stage; arrays (n + 1, n + 1)."""
 
     latency_ms: FloatArray
     """One micro-batch on the slowest replica."""
@@ -39,9 +40,9 @@ class StageTable:
     """Its messages from the stages before and the gradients back to them, if not within latency_ms."""
     load_ms: FloatArray
     replica_ms: FloatArray
-    """(R, L + 1, L + 1): one micro-batch on each replica, in the order of the groups."""
+    """(R, n + 1, n + 1): one micro-batch on each replica, in the order of the groups."""
     counts: IntArray
-    """(R, L + 1, L + 1): micro-batches dealt to each replica, in the order of the groups."""
+    """(R, n + 1, n + 1): micro-batches dealt to each replica, in the order of the groups."""
 
 
 class StageTables:
@@ -49,27 +50,14 @@ class StageTables:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.size = len(problem.chain)
-        """L, the number of layers in the chain."""
+        self.size = len(problem.cuts) - 1
+        """n, the number of the last cut; that of the first is 0."""
         self.places = problem.places
+        self.traffic, self.holdings, self.times = problem.traffic, problem.holdings, problem.times
         self._tables: dict[tuple[Devices, int, bool], StageTable] = {}
         self._windows: dict[tuple[Devices, int, int, bool], tuple[FloatArray, FloatArray]] = {}
         self._allowed: dict[frozenset[str], NDArray[np.bool_]] = {}
         self._fits: dict[tuple[Devices, int, int, bool], NDArray[np.bool_]] = {}
-
-    @cached_property
-    def traffic(self) -> Traffic:
-        return traffic_of(self.problem)
-
-    @cached_property
-    def holdings(self) -> Holdings:
-        return holdings_of(self.problem)
-
-    @cached_property
-    def times(self) -> dict[str, Times]:
-        return {
-            name: times_of(self.problem, name, self.holdings) for name in self.problem.inputs.graphs
-        }
 
     @cached_property
     def device_sets(self) -> tuple[Devices, ...]:
@@ -87,15 +75,16 @@ class StageTables:
         kinds = (False, True) if allowed else (False,)
         return tuple(itertools.product(self.device_sets, kinds))
 
-    def allowed_runs(self, device_types: frozenset[str]) -> NDArray[np.bool_]:
-        """Return (L + 1, L + 1) which runs of layers the user lets be a stage on devices of some types."""
-        fixed = self.problem.constraints.fixed
-        if fixed is None:
-            return np.ones((self.size + 1, self.size + 1), dtype=bool)
+    def allowed_stages(self, device_types: frozenset[str]) -> NDArray[np.bool_]:
+        """Return (n + 1, n + 1) which pairs of cuts can be a stage on devices of some types."""
         if device_types not in self._allowed:
-            self._allowed[device_types] = fixed.allowed_runs(
-                self.problem.chain, sorted(device_types)
-            )
+            fixed, cuts = self.problem.fixed, self.problem.cuts
+            allowed = cuts.nested
+            if fixed is not None:
+                allowed = allowed & fixed.allowed_stages(
+                    self.problem.sums, self.problem.position, sorted(device_types)
+                )
+            self._allowed[device_types] = allowed
         return self._allowed[device_types]
 
     def types_of(self, devices: Devices) -> list[str]:
@@ -163,14 +152,14 @@ class StageTables:
 
     @cached_property
     def shared_sum_ms(self) -> FloatArray:
-        """(L + 1, L + 1) the gradient sum of parameters that other stages may hold, over all devices."""
+        """(n + 1, n + 1) the gradient sum of parameters that other stages may hold, over all devices."""
         everywhere = self.problem.links_inside(self.problem.all_servers)
         return gradient_sum_ms(self.holdings.shared, self.problem.num_devices, everywhere)
 
     def fits(
         self, devices: Devices, place_before: int, replicas_behind: int, recompute: bool = False
     ) -> NDArray[np.bool_]:
-        """Return which runs of layers fit into the memory of all of some devices.
+        """Return which pairs of cuts fit into the memory of all of some devices.
 
         Args:
             replicas_behind: the replicas of this stage and of all later ones.
@@ -189,9 +178,12 @@ class StageTables:
     ) -> NDArray[np.bool_]:
         problem = self.problem
         units = self._units(devices, place_before, replicas_behind, recompute)
+        counts = self.table(devices, place_before, recompute).counts
+        versions = versions_held(problem.schedule, units, counts)
         fits = np.ones((self.size + 1, self.size + 1), dtype=bool)
         for replica, device_type in enumerate(self.types_of(devices)):
-            held = self.memory(device_type, units[replica].astype(float), ..., recompute)
+            own = units[replica].astype(float)
+            held = self.memory(device_type, own, ..., recompute, versions[replica])
             fits &= held <= problem.memory_limit(device_type)
         return fits
 
@@ -221,12 +213,18 @@ class StageTables:
         units: FloatArray,
         at: tuple[int, int] | EllipsisType = ...,
         recompute: bool = False,
+        versions: IntArray | int = 1,
     ) -> FloatArray:
-        """Return the bytes of every run of layers, or one, on a device type with some units in flight."""
+        """Return the bytes of every pair of cuts, or one, on a device type with some units in flight.
+
+        versions is how many of its weights a rank holds: one with flush.
+        """
         traffic, holdings = self.traffic, self.holdings
-        made_bytes = self.times[device_type].saved[at] + traffic.sent[at]
+        times = self.times[device_type]
         taken_bytes = traffic.received[at] + traffic.loaded[at]
-        kept_bytes, rerun_bytes = unit_bytes(taken_bytes, made_bytes, recompute)
+        kept_bytes, rerun_bytes = unit_bytes(
+            taken_bytes, times.saved[at], traffic.sent[at], recompute
+        )
         return np.asarray(
             memory_bytes(
                 parameter_bytes=holdings.parameters[at],
@@ -234,8 +232,15 @@ class StageTables:
                 buffer_bytes=holdings.buffers[at],
                 unit_bytes=kept_bytes,
                 rerun_bytes=rerun_bytes,
-                gradient_message_bytes=traffic.received_gradient[at] + traffic.sent_gradient[at],
+                message_bytes=message_bytes(
+                    self.problem.schedule,
+                    traffic.received[at],
+                    traffic.received_gradient[at],
+                    traffic.sent_gradient[at],
+                ),
+                working_bytes=times.working[at],
                 copies=self.problem.copies,
                 units=units,
+                versions=np.asarray(versions, dtype=np.float64),
             )
         )

@@ -18,6 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
+from stagewright.optimizer.ideals import TooManyIdealsError, ideals, membership
+
 from .topology import BoolArray, FloatArray, IntArray, Topology
 
 
@@ -99,25 +101,12 @@ def chain_cuts(topology: Topology) -> Cuts:
 def every_cut(topology: Topology, most: int) -> Cuts | None:
     """Return every cut of the graph, or None as soon as there are more than `most` beside the empty one."""
     size = len(topology.nodes)
-    needs = [sum(1 << source for source in sources) for sources in topology.sources]
-    level = {0: tuple(i for i, need in enumerate(needs) if not need)}
-    masks = [0]
-    while level:
-        grown: dict[int, tuple[int, ...]] = {}
-        for mask, ready in level.items():
-            for layer in ready:
-                larger = mask | 1 << layer
-                if larger in grown:
-                    continue
-                new = (t for t in topology.targets[layer] if needs[t] & ~larger == 0)
-                grown[larger] = (*(r for r in ready if r != layer), *new)
-                if len(masks) + len(grown) > most + 1:
-                    return None
-        masks += grown
-        level = grown
-    packed = b"".join(mask.to_bytes((size + 7) // 8, "little") for mask in masks)
-    rows = np.frombuffer(packed, dtype=np.uint8).reshape(len(masks), -1)
-    inside = np.unpackbits(rows, axis=1, bitorder="little")[:, :size].astype(bool)
+    edges = ((s, layer) for layer, sources in enumerate(topology.sources) for s in sources)
+    try:
+        masks = ideals(size, edges, most + 1)
+    except TooManyIdealsError:
+        return None
+    inside = membership(masks, size)
     sizes = inside.sum(axis=1)
     crosses = np.zeros_like(inside)
     for layer, targets in enumerate(topology.targets):

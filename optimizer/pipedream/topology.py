@@ -1,7 +1,5 @@
 """The layers of a text graph that stages can hold, in an order that keeps few bytes alive."""
 
-import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stagewright.document import InputError
+from stagewright.optimizer.branching.orders import few_bytes_order
 from stagewright.pipedream_graph import TextGraph, TextNode
 
 FloatArray = npt.NDArray[np.float64]
@@ -87,57 +86,14 @@ def topology_of(graph: TextGraph, *, keep_inputs: bool = False) -> Topology:
     for source, target in graph.edges:
         if source in numbers and target in numbers:
             targets[numbers[source]].add(numbers[target])
-    order = _order(nodes, targets)
+    order = few_bytes_order([sum(node.activations) for node in nodes], targets)
+    if len(order) < len(nodes):
+        left = min(set(range(len(nodes))) - set(order))
+        raise InputError(
+            f"layer {nodes[left].name!r} is on or behind a cycle of edges, expected a graph without one"
+        )
     place = {number: position for position, number in enumerate(order)}
     return Topology(
         tuple(nodes[number] for number in order),
         tuple(tuple(sorted(place[t] for t in targets[number])) for number in order),
     )
-
-
-def _order(nodes: Sequence[TextNode], targets: Sequence[set[int]]) -> list[int]:
-    """Return a topological order; next is what leaves the fewest bytes alive, then what is newest.
-
-    Every set of layers that all orders pass through is passed through by this one, too.
-    """
-    num_bytes = [sum(node.activations) for node in nodes]
-    sources: list[list[int]] = [[] for _ in nodes]
-    for source, found in enumerate(targets):
-        for target in found:
-            sources[target].append(source)
-    num_missing = [len(found) for found in sources]
-    num_users = [len(found) for found in targets]
-    since = [0 if not missing else -1 for missing in num_missing]
-    """When a layer became ready; -1: it is not, or it has been placed."""
-    order: list[int] = []
-
-    def entry(number: int) -> tuple[float, int, int]:
-        freed = sum(num_bytes[s] for s in sources[number] if num_users[s] == 1)
-        made = num_bytes[number] if targets[number] else 0.0
-        return made - freed, -since[number], number
-
-    heap = [entry(number) for number, start in enumerate(since) if start == 0]
-    heapq.heapify(heap)
-    while heap:
-        number = heapq.heappop(heap)[2]
-        if since[number] < 0:
-            continue  # placed by an entry with a smaller key
-        since[number] = -1
-        order.append(number)
-        for target in sorted(targets[number]):
-            num_missing[target] -= 1
-            if not num_missing[target]:
-                since[target] = len(order)
-                heapq.heappush(heap, entry(target))
-        for source in sources[number]:
-            num_users[source] -= 1
-            if num_users[source] == 1:  # its last user now frees it
-                for target in targets[source]:
-                    if since[target] >= 0:
-                        heapq.heappush(heap, entry(target))
-    if len(order) < len(nodes):
-        left = min(n for n, missing in enumerate(num_missing) if missing)
-        raise InputError(
-            f"layer {nodes[left].name!r} is on or behind a cycle of edges, expected a graph without one"
-        )
-    return order

@@ -14,10 +14,13 @@ from functools import cached_property
 from typing import Literal
 
 from stagewright.cluster import Cluster
+from stagewright.flushless import Update
 from stagewright.optimizer.costs.cost import Overlap, transfer_ms
 from stagewright.plan import Plan
-from stagewright.program import Message, check
-from stagewright.schedule import Action, Edge, Pipeline
+from stagewright.program import Message, order_with_updates
+from stagewright.schedule import Action, Edge, Pipeline, Schedule
+
+from .windows import STEADY_WINDOWS, played, steady_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +34,56 @@ class Event:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One predicted step."""
+    """One predicted step, or without flush several."""
 
     ranks: tuple[tuple[Event, ...], ...]
     """Per rank, what it computes, in order, with gradient sum and update at the end."""
     messages: tuple[Event, ...]
+    steady_ms: tuple[float, float] | None = None
+    """Without flush: start and end of the steady windows, of which there are STEADY_WINDOWS."""
+
+    @cached_property
+    def end_ms(self) -> float:
+        """When everything is done."""
+        return max(event.end_ms for events in self.ranks for event in events)
 
     @cached_property
     def step_ms(self) -> float:
-        return max(event.end_ms for events in self.ranks for event in events)
+        """One step; without flush, the mean time from update to update in the steady windows."""
+        if self.steady_ms is None:
+            return self.end_ms
+        return (self.steady_ms[1] - self.steady_ms[0]) / STEADY_WINDOWS
 
     def idle_share(self, rank: int) -> float:
-        """Return the part of the step in which a rank neither computes nor sums gradients."""
-        busy_ms = sum(event.end_ms - event.start_ms for event in self.ranks[rank])
-        return 1 - busy_ms / self.step_ms if self.step_ms else 0.0
+        """Return the part of the step, or of the steady windows, in which a rank does nothing."""
+        first_ms, last_ms = self.steady_ms or (0.0, self.end_ms)
+        busy_ms = sum(
+            max(0.0, min(event.end_ms, last_ms) - max(event.start_ms, first_ms))
+            for event in self.ranks[rank]
+        )
+        return 1 - busy_ms / (last_ms - first_ms) if last_ms > first_ms else 0.0
 
 
 def simulate(
-    plan: Plan, cluster: Cluster, sharing: Sequence[Sequence[int]], overlap: Overlap = "full"
+    plan: Plan,
+    cluster: Cluster,
+    sharing: Sequence[Sequence[int]],
+    overlap: Overlap = "full",
+    rows: Schedule | None = None,
 ) -> Timeline:
-    """Return the timeline of one step.
+    """Return the timeline of one step, without flush of several.
 
     Args:
         sharing: for each stage the stages that share parameters with it, itself included
             (borders.stages_that_share_parameters).
         overlap: "full": messages travel while ranks compute; "none": the rank of the later stage of a
             border computes nothing while that border's messages travel.
+        rows: one step of another schedule than the plan's, with flush.
+
+    Raises:
+        InputError: the rows contradict one another (`stagewright.program.check`).
     """
-    return _Play(plan, cluster, overlap).run(sharing)
+    return _Play(plan, cluster, overlap, rows).run(sharing)
 
 
 class _Channel:
@@ -77,9 +102,11 @@ class _Channel:
 class _Play:
     """The state of one simulation."""
 
-    def __init__(self, plan: Plan, cluster: Cluster, overlap: Overlap) -> None:
+    def __init__(
+        self, plan: Plan, cluster: Cluster, overlap: Overlap, rows: Schedule | None
+    ) -> None:
         self.plan, self.cluster, self.overlap = plan, cluster, overlap
-        self.pipeline = plan.pipeline()
+        self.pipeline, self.rows = (plan.pipeline(), rows) if rows else played(plan)
         self.borders = {(b.source, b.target): b for b in plan.borders}
         replicas = [(s, r) for s, stage in enumerate(plan.stages) for r in stage.replicas]
         self.replicas = {(s, replica.rank): replica for s, replica in replicas}
@@ -103,14 +130,23 @@ class _Play:
         }
         self.events: dict[int, list[Event]] = {rank: [] for rank in self.pipeline.ranks}
         self.messages: list[Event] = []
+        updates, size = self.pipeline.updates, self.pipeline.num_microbatches
+        self.closed_ms = [0.0] * (size // updates.window if updates else 0)
+        """By window of a run without flush: when its last update ended."""
 
     def run(self, sharing: Sequence[Sequence[int]]) -> Timeline:
-        for action in check(self.pipeline, self.plan.rows, forward_only=self.plan.is_inference):
-            self._play(action)
-        self._finish(sharing)
+        forward_only = self.plan.is_inference
+        for item in order_with_updates(self.pipeline, self.rows, forward_only=forward_only):
+            if isinstance(item, Update):
+                self._close(item)
+            else:
+                self._play(item)
+        if not self.closed_ms:
+            self._finish(sharing)
         return Timeline(
             ranks=tuple(tuple(self.events[rank]) for rank in sorted(self.events)),
             messages=tuple(self.messages),
+            steady_ms=steady_part(self.plan, self.closed_ms) if self.closed_ms else None,
         )
 
     def _play(self, action: Action) -> None:
@@ -172,16 +208,28 @@ class _Play:
         ready_ms = dict(self.free_ms)
         for stage, others in enumerate(sharing):
             group = {r.rank for other in others for r in self.plan.stages[other].replicas}
-            start_ms = max(ready_ms[rank] for rank in group)
-            for replica in self.plan.stages[stage].replicas:
-                now_ms = max(start_ms, self.free_ms[replica.rank])
-                predicted = replica.predicted
-                if predicted.reduce_ms > 0:
-                    reduced_ms = now_ms + predicted.reduce_ms
-                    self.events[replica.rank].append(Event("reduce", now_ms, reduced_ms))
-                    now_ms = reduced_ms
-                if predicted.update_ms > 0:
-                    updated_ms = now_ms + predicted.update_ms
-                    self.events[replica.rank].append(Event("update", now_ms, updated_ms))
-                    now_ms = updated_ms
-                self.free_ms[replica.rank] = now_ms
+            self._update(stage, max(ready_ms[rank] for rank in group))
+
+    def _update(self, stage: int, start_ms: float) -> float:
+        """Add a stage's gradient sum, from start_ms on, and its update; return when it has ended."""
+        ended_ms = start_ms
+        for replica in self.plan.stages[stage].replicas:
+            now_ms = max(start_ms, self.free_ms[replica.rank])
+            predicted = replica.predicted
+            if predicted.reduce_ms > 0:
+                reduced_ms = now_ms + predicted.reduce_ms
+                self.events[replica.rank].append(Event("reduce", now_ms, reduced_ms))
+                now_ms = reduced_ms
+            if predicted.update_ms > 0:
+                updated_ms = now_ms + predicted.update_ms
+                self.events[replica.rank].append(Event("update", now_ms, updated_ms))
+                now_ms = updated_ms
+            self.free_ms[replica.rank] = now_ms
+            ended_ms = max(ended_ms, now_ms)
+        return ended_ms
+
+    def _close(self, update: Update) -> None:
+        """Add an update without flush, when the last replica of its stage has come."""
+        ranks = [replica.rank for replica in self.plan.stages[update.stage].replicas]
+        ended_ms = self._update(update.stage, max(self.free_ms[rank] for rank in ranks))
+        self.closed_ms[update.window] = max(self.closed_ms[update.window], ended_ms)

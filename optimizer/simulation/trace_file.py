@@ -12,6 +12,7 @@ from stagewright.document import write_atomically
 from stagewright.plan import Plan
 from stagewright.schedule import Action
 
+from .picture import rank_labels
 from .simulate import Event, Timeline
 
 
@@ -24,14 +25,12 @@ def write_trace(path: Path, plan: Plan, timeline: Timeline) -> None:
 def trace_events(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
     """Return the events; a message is shown with the rank that sends it."""
     events: list[dict[str, Any]] = []
-    for stage, content in enumerate(plan.stages):
-        for replica in content.replicas:
-            emulated = ", emulated" if replica.device_type in plan.slowdowns else ""
-            name = (
-                f"rank {replica.rank}: stage {stage}, {replica.device_type}{emulated} (predicted)"
-            )
-            events.append(_name("process_name", replica.rank, 0, name))
-            events.append(_name("thread_name", replica.rank, 0, "compute"))
+    labels = rank_labels(plan)
+    for rank, own in plan.stages_of_ranks.items():
+        types = {replica.device_type for replica in own.values()}
+        emulated = ", emulated" if types & set(plan.slowdowns) else ""
+        events.append(_name("process_name", rank, 0, f"{labels[rank]}{emulated} (predicted)"))
+        events.append(_name("thread_name", rank, 0, "compute"))
     for rank, row in enumerate(timeline.ranks):
         events += [_complete(event, rank, 0) for event in row]
     for event in timeline.messages:

@@ -60,7 +60,7 @@ def _in_time(problem: Problem, found: Score) -> bool:
 def every_plan(
     tables: StageTables, first: int, free: Devices, num_stages: int = 0
 ) -> Iterator[tuple[StageChoice, ...]]:
-    """Yield every sequence of stages from a layer on with some free devices, after num_stages stages."""
+    """Yield every sequence of stages from a cut on with some free devices, after num_stages stages."""
     if first == tables.size:
         yield ()
         return
@@ -71,7 +71,7 @@ def every_plan(
         if min(left) < 0:
             continue
         for last in range(first + 1, tables.size + 1):
-            if not tables.allowed_runs(frozenset(tables.types_of(devices)))[first, last]:
+            if not tables.allowed_stages(frozenset(tables.types_of(devices)))[first, last]:
                 continue
             for tail in every_plan(tables, last, left, num_stages + 1):
                 yield (StageChoice(first, last, devices, recompute), *tail)

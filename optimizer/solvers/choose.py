@@ -3,6 +3,7 @@
 import math
 
 from stagewright.document import InputError
+from stagewright.flushless import FLUSHLESS
 from stagewright.optimizer.problem import Problem
 
 from . import exact
@@ -11,6 +12,7 @@ from .solution import Solution
 
 MOST_ENTRIES = 2e7
 """Of tables per threshold, in exact.py: about half a second."""
+CONSTRAINTS_OF_LABELS = ("--straight", "--fix", "--allow-recompute", "--budget", "--deadline-ms")
 
 
 def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
@@ -30,16 +32,19 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
     Raises:
         InputError: something was not measured, or an objective or a constraint is for small clusters.
     """
-    unknown = [name for name in problem.constraints.named if name not in ("--straight", "--fix")]
-    if problem.objective not in ("step-time", "throughput"):
+    unknown = [name for name in problem.constraints.named if name not in CONSTRAINTS_OF_LABELS]
+    if problem.schedule in FLUSHLESS:
+        unknown.insert(0, f"--schedule {problem.schedule}")
+    if problem.objective not in ("step-time", "throughput", "cost"):
         unknown.insert(0, f"--objective {problem.objective}")
     if problem.inputs.cluster.links.matrix:
         unknown.insert(0, "links.matrix")
     if unknown:
         raise InputError(
             f"{problem.inputs.cluster_path}: {', '.join(unknown)} is for smaller clusters: "
-            f"{len(problem.chain)} layers on {problem.num_devices} devices need {table_entries(problem):.0e} "
-            f"table entries, expected at most {MOST_ENTRIES:.0e}; leave it out or name fewer devices"
+            f"{len(problem.cuts) - 1} cuts on {problem.num_devices} devices need "
+            f"{table_entries(problem):.0e} table entries, expected at most {MOST_ENTRIES:.0e}; leave it "
+            "out or name fewer devices"
         )
     from .labels.solve import solve as solve_labels  # Compiled code takes a second to load.
 
@@ -52,7 +57,7 @@ def table_entries(problem: Problem) -> float:
     pairs = math.prod((size + 1.0) * (size + 2) / 2 for size in sizes)
     return (
         pairs
-        * (len(problem.chain) + 1) ** 2
+        * len(problem.cuts) ** 2
         * len(problem.places)
         * (1 + problem.constraints.allow_recompute)
         * (problem.max_stages or 1)

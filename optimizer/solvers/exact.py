@@ -6,7 +6,7 @@ backwards finds the least sum L(T) among plans whose every load is at most T; kn
 stage, it knows the units in flight, hence memory and window, exactly. L falls as T rises, so on any interval
 (a, b] no plan is better than L(b) + a: branch and bound over T is exact. To a given tolerance, relative 1e-9.
 
-Assumptions: stages are runs of the graph's order of layers (skips are priced where they arrive, over the
+Assumptions: stages lie between nested cuts of the problem (skips are priced where they arrive, over the
 link from the stage before); micro-batches are dealt by speed. Work per threshold grows with the pairs of
 sets of devices, so this solver is for small clusters.
 
@@ -65,8 +65,8 @@ def solve(
 ) -> Solution | None:
     """Return the optimal plan; None if no plan fits into memory and obeys the constraints.
 
-    After the time limit (once there is a plan), an interruption or most_thresholds thresholds the best plan
-    so far is returned, with the bound proven by then.
+    After the time limit (once there is a plan, here or of the caller's), an interruption or most_thresholds
+    thresholds the best plan so far is returned, with the bound proven by then.
 
     Args:
         below: only plans whose value (of objective cost: price per hour x ms) is less are of interest.
@@ -79,7 +79,8 @@ def solve(
     found = _Descent(search, below)
     try:
         while found.open and search.thresholds < most_thresholds:
-            if found.best is not None and time.perf_counter() > deadline:
+            has_one = found.best is not None or below < math.inf
+            if has_one and time.perf_counter() > deadline:
                 break
             proven = found.open[0]
             found.step()
@@ -175,14 +176,14 @@ class _Descent:
 
 @dataclass(frozen=True)
 class _Column:
-    """The best plans of one state from each layer on; (L + 1,) each."""
+    """The best plans of one state from each cut on; (n + 1,) each."""
 
     sums: FloatArray
     """Latency with messages; infinite where there is no plan."""
     kinds: IntArray
     """The first stage's, as an index into StageTables.stage_kinds."""
     ends: IntArray
-    """The layer behind the first stage."""
+    """The cut behind the first stage."""
 
 
 class _Allowed:
@@ -202,7 +203,7 @@ class _Allowed:
             table = self._tables.table(devices, place, recompute)
             allowed = self._runs & (table.load_ms <= self.threshold_ms)
             allowed &= self._tables.fits(devices, place, replicas_behind, recompute)
-            allowed &= self._tables.allowed_runs(frozenset(self._tables.types_of(devices)))
+            allowed &= self._tables.allowed_stages(frozenset(self._tables.types_of(devices)))
             self._made[key] = np.where(allowed, table.latency_ms, math.inf)
         return self._made[key]
 
@@ -225,11 +226,11 @@ class Search:
         )
         """Every set of devices, small ones first."""
         pairs = math.prod((size + 1) * (size + 2) // 2 for size in sizes)
-        work = pairs * (len(problem.chain) + 1) ** 2 * len(self.tables.places)
+        work = pairs * len(problem.cuts) ** 2 * len(self.tables.places)
         work *= problem.max_stages or 1
         if work > MOST_WORK:
             raise InputError(
-                f"{problem.inputs.cluster_path}: {len(problem.chain)} layers on {problem.num_devices} "
+                f"{problem.inputs.cluster_path}: {len(problem.cuts) - 1} cuts on {problem.num_devices} "
                 f"devices in {len(problem.groups)} groups need {work:.0e} table entries per threshold, "
                 f"expected at most {MOST_WORK:.0e}; plan for fewer devices"
             )

@@ -10,6 +10,7 @@ order of their values, so the first K are the K best [A*: Hart, Nilsson and Raph
 import heapq
 import itertools
 import math
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -47,18 +48,28 @@ class _Node:
         return self.stages[-1].last if self.stages else 0
 
 
-def k_best(problem: Problem, best: Solution, count: int) -> list[Solution]:
-    """Return the `count` best plans that differ in more than the names of alike servers, best first.
+def k_best(
+    problem: Problem, best: Solution, count: int, deadline: float = math.inf
+) -> tuple[list[Solution], bool]:
+    """Return the `count` best plans that differ in more than the names of alike servers, and whether all.
 
-    There are fewer if the space has fewer.
+    They come best first. There are fewer if the space has fewer, or if time is up.
 
     Args:
-        best: an optimal plan of the same problem.
+        best: an optimal plan of the same problem; it stands for the others if none is known in time.
+        deadline: by time.perf_counter.
 
     Raises:
         InputError: the search is too large.
     """
-    return _BestFirst(problem, best, count).run()
+    if time.perf_counter() > deadline:
+        return [best], count == 1
+    search = _BestFirst(problem, best, count)
+    try:
+        is_whole = search.run(deadline)
+    except KeyboardInterrupt:
+        is_whole = False
+    return search.found or [best], is_whole
 
 
 class _BestFirst:
@@ -77,25 +88,28 @@ class _BestFirst:
         self.lows = np.array([0.0, *finite])
         self.heap: list[tuple[float, int, _Node | None, tuple[StageChoice, ...]]] = []
         self.number = itertools.count()
+        self.found: list[Solution] = []
         self.known: dict[object, float] = {}
         """The values of complete plans by signature."""
 
-    def run(self) -> list[Solution]:
+    def run(self, deadline: float) -> bool:
+        """Add to `found` what follows; return whether nothing is missing."""
         for group in self.search.classes:
             for used in group.sets:
                 root = _Node(group.weight, used, self.problem.max_stages or 0, 0, 0.0, 0.0, ())
                 self._push(0.0, root)
-        found: list[Solution] = []
         seen: set[object] = set()
         for _ in range(MOST_NODES):
-            if not self.heap or len(found) == self.count:
-                return found
+            if not self.heap or len(self.found) == self.count:
+                return True
+            if time.perf_counter() > deadline:
+                return False
             value, _, node, stages = heapq.heappop(self.heap)
             if node is not None:
                 self._expand(node)
             elif (key := signature(self.problem, stages)) not in seen:
                 seen.add(key)
-                found.append(self._solution(value, stages))
+                self.found.append(self._solution(value, stages))
         raise InputError(
             f"{self.problem.inputs.cluster_path}: the {self.count} best plans are not known after "
             f"{MOST_NODES} steps; ask for fewer with --top, or limit the plans (--max-stages, --fix)"
@@ -149,7 +163,7 @@ class _BestFirst:
         if (left, limit, place) not in self.columns[0]:
             return []
         fits = tables.fits(devices, node.place, sum(node.left), recompute)[first]
-        fits = fits & tables.allowed_runs(frozenset(tables.types_of(devices)))[first]
+        fits = fits & tables.allowed_stages(frozenset(tables.types_of(devices)))[first]
         loads = np.maximum(table.load_ms[first], node.load_ms)
         sums = node.sum_ms + table.latency_ms[first] + table.incoming_ms[first]
         behind = np.stack([columns[left, limit, place].sums for columns in self.columns])

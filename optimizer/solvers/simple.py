@@ -30,21 +30,33 @@ def at_least_simple(problem: Problem, solution: Solution | None) -> Solution | N
 
 
 def simple_plans(tables: StageTables) -> Iterator[Choices]:
-    """Yield pipelines of one device a stage over 1, 2, 4, ... of the fastest devices, layers by speed."""
+    """Yield one stage on all devices of each type, and pipelines of one device a stage.
+
+    These over 1, 2, 4, ... of the fastest devices, layers by speed.
+    """
     problem = tables.problem
+    for device_type in tables.times:
+        own = tuple(
+            len(group.slots) * (group.device_type == device_type) for group in problem.groups
+        )
+        if 0 < sum(own) <= problem.num_microbatches:
+            yield (StageChoice(0, tables.size, own),)
     order = [
         (place, group.device_type)
         for place, group in enumerate(problem.groups)
         for _ in group.slots
     ]
     order.sort(key=lambda device: _whole_ms(tables, device[1]))
-    most = min(len(order), tables.size, problem.max_stages or len(order))
+    spine = problem.cuts.spine.tolist()
+    most = min(len(order), len(spine) - 1, problem.max_stages or len(order))
     counts = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
     for count in counts:
         chosen = order[:count]
         devices: list[Devices] = [unit(place, len(problem.groups)) for place, _ in chosen]
         edges = _edges_by_speed(tables, [device_type for _, device_type in chosen])
-        yield tuple(StageChoice(edges[i], edges[i + 1], devices[i]) for i in range(count))
+        yield tuple(
+            StageChoice(spine[edges[i]], spine[edges[i + 1]], devices[i]) for i in range(count)
+        )
 
 
 def _whole_ms(tables: StageTables, device_type: str) -> float:
@@ -53,7 +65,8 @@ def _whole_ms(tables: StageTables, device_type: str) -> float:
 
 
 def _edges_by_speed(tables: StageTables, types: list[str]) -> list[int]:
-    """Return cuts that give each stage work in proportion to its device's speed, one layer at least."""
+    """Return places in the spine that give each stage work in proportion to its device's speed."""
+    spine = tables.problem.cuts.spine.tolist()
     reference = tables.times[types[0]]
     speeds = [1 / max(_whole_ms(tables, device_type), 1e-12) for device_type in types]
     whole_ms = _whole_ms(tables, types[0])
@@ -61,11 +74,12 @@ def _edges_by_speed(tables: StageTables, types: list[str]) -> list[int]:
     for stage, speed in enumerate(speeds[:-1]):
         done += speed / sum(speeds)
         last = edges[-1] + 1
-        most = tables.size - (len(types) - 1 - stage)
+        most = len(spine) - 1 - (len(types) - 1 - stage)
         while last < most:
-            work_ms = float(reference.forward_ms[0, last] + reference.backward_ms[0, last])
+            at = (0, spine[last])
+            work_ms = float(reference.forward_ms[at] + reference.backward_ms[at])
             if work_ms >= done * whole_ms:
                 break
             last += 1
         edges.append(last)
-    return [*edges, tables.size]
+    return [*edges, len(spine) - 1]

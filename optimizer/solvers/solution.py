@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from stagewright.certificate import Certificate
-from stagewright.optimizer.borders import has_branches
 from stagewright.optimizer.problem import Problem, StageChoice
 
 
@@ -19,8 +18,12 @@ class Solution:
     space: str
     evaluated: int
     """Plans or thresholds looked at."""
+    mixes_types: bool = True
+    """Whether plans of the space may have stages on devices of several types."""
     certificate: Certificate | None = None
     """Proves the bound, or part of it."""
+    stages_per_rank: int = 1
+    """The stages are dealt to the devices of the first ones in turn; with several, the value is simulated."""
 
 
 def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
@@ -31,15 +34,10 @@ def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
     replicas = (
         "any replicas of one type" if one_type_per_stage else "any replicas of one or several types"
     )
-    branches = (
-        " (the graph branches: the bound holds for cuts of this order, not for every order or ideal)"
-        if has_branches(problem.inputs.model)
-        else ""
-    )
     return (
-        f"all cuts of the {len(problem.chain)} layers in the graph's order{branches}, device types in any "
-        f"order, {replicas} per stage with micro-batches dealt by speed, idle devices "
-        f"allowed{limit}; schedule {problem.schedule}, overlap {problem.overlap}, optimizer "
-        f"{problem.optimizer}, memory {'limited' if problem.count_memory else 'ignored'}, update "
+        f"{problem.cuts.description}, device types in any order, {replicas} per stage with micro-batches "
+        f"dealt by speed, idle devices allowed{limit}; schedule {problem.schedule}, overlap "
+        f"{problem.overlap}, optimizer {problem.optimizer}, memory "
+        f"{'limited' if problem.count_memory else 'ignored'}, update "
         f"{'counted' if problem.count_update else 'ignored'}"
     )

@@ -47,10 +47,11 @@ def _layer(
     backward_ms: float | None = None,
     parameters: Sequence[tuple[str, int]] = (),
     saved_bytes: int | None = 0,
+    working_bytes: int | None = None,
     kind: str = "module",
     batch_sizes: Sequence[int] = (1, 2, 4),
 ) -> LayerNode:
-    """One layer; its times and saved bytes hold for every micro-batch size."""
+    """One layer; its times, saved and working bytes hold for every micro-batch size."""
     operations: dict[str, Operation] = {
         "module": ModuleOperation(path=name, type="Custom", constructor=None),
         "function": FunctionOperation(target="operator.add"),
@@ -82,6 +83,7 @@ def _layer(
                 backward_ms=0.0 if free else backward_ms,
                 output_bytes=spec.bytes_at(size),
                 saved_bytes=saved_bytes,
+                working_bytes=working_bytes,
             )
             for size in batch_sizes
         ),
@@ -130,6 +132,7 @@ def _graph(
                 backward_ms=loss_ms,
                 output_bytes=4,
                 saved_bytes=8,
+                working_bytes=30,
             )
             for size in sizes
             if loss_ms is not None
@@ -197,6 +200,7 @@ def _random_layers(rng: np.random.Generator, num_layers: int, weight_bytes: int)
                 forward_ms=float(rng.uniform(0.1, 3)),
                 parameters=parameters,
                 saved_bytes=int(rng.integers(0, 300)),
+                working_bytes=83 * index % 200,
             )
         )
     return layers

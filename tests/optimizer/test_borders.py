@@ -2,20 +2,27 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from stagewright.document import InputError
 from stagewright.graph import AttributeOperation, LayerGraph, LayerNode
+from stagewright.optimizer.assemble import draft
 from stagewright.optimizer.borders import (
     borders_of,
     chain_of,
     has_branches,
     inputs_of,
+    opaque_groups,
     stage_layers,
     stages_that_share_parameters,
 )
+from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
+from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.solvers import brute_force, exact
+from stagewright.value import OpaqueSpec
 
 RandomInputs = Callable[..., Inputs]
 MakeLayer = Callable[..., LayerNode]
@@ -103,3 +110,36 @@ def test_a_graph_branches_where_its_layers_have_more_than_one_order(
     branch = make_graph([*start, make_layer("c", ["a"]), make_layer("sum", ["b", "c"])])
     assert not has_branches(skip)
     assert has_branches(branch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_cannot_be_sent_is_never_cut_and_refused_where_a_border_needs_it(
+    random_inputs: RandomInputs, seed: int
+) -> None:
+    made = random_inputs(seed, 5, [[("fast", 1), ("slow", 1)]], 10**9)
+    chain = chain_of(made.model)
+    user = next(layer for layer in chain if any(name == chain[1].name for name in layer.inputs))
+    opaque = OpaqueSpec(type="somewhere.Custom")
+    graphs = {
+        kind: graph.replace(
+            layers=tuple(
+                layer.replace(output=opaque) if layer.name == chain[1].name else layer
+                for layer in graph.layers
+            )
+        )
+        for kind, graph in made.graphs.items()
+    }
+    inputs = replace(made, graphs=graphs)
+    (group,) = opaque_groups(inputs.model)
+    assert {chain[1].name, user.name} <= set(group)
+    problem = Problem(inputs=inputs, microbatch_size=1, num_microbatches=4)
+    found, best = exact.solve(problem), brute_force.solve(problem)
+    assert found is not None and best is not None
+    assert found.value_ms == pytest.approx(best.value_ms)
+    for stage in draft(StageTables(problem), found.stages).stages:
+        assert len(set(group) & set(stage.layers)) in (0, len(group))
+    cut = chain.index(user)
+    with pytest.raises(
+        InputError, match=f"'{chain[1].name}' of stage 0 returns a somewhere.Custom"
+    ):
+        borders_of(inputs.model, stage_layers(inputs.model, [cut]), 1)

@@ -1,6 +1,7 @@
 """The checker accepts what the solver certifies, and nothing above it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from stagewright.certificate import Certificate
 from stagewright.cli import main
 from stagewright.document import InputError
 from stagewright.optimizer.check import check_certificate
+from stagewright.optimizer.constraints import Constraints
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, optimize
 from stagewright.optimizer.problem import Problem
@@ -31,6 +33,11 @@ def certified(
     """Return inputs, the solver's certificate for them, and the value of the best plan that it found."""
     memory_bytes = (10**9, 6000, 10**9, 12000)[seed % 4]
     inputs = random_inputs(seed, 5, CLUSTERS[seed % 3], memory_bytes)
+    types = {
+        kind: device.replace(price_per_hour=2.0 if kind == "fast" else 0.7)
+        for kind, device in inputs.cluster.device_types.items()
+    }
+    inputs = replace(inputs, cluster=inputs.cluster.replace(device_types=types))
     problem = Problem(
         inputs=inputs,
         microbatch_size=2,
@@ -39,6 +46,9 @@ def certified(
         schedule="gpipe" if seed % 5 == 0 else "1f1b",
         overlap="none" if seed % 3 == 0 else "full",
         max_stages=2 if seed % 7 == 0 else None,
+        constraints=Constraints(
+            allow_recompute=seed % 4 == 1, budget_per_hour=6.5 if seed % 3 == 2 else None
+        ),
     )
     found = solve(problem, 1.0)
     if found is None:

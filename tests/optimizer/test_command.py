@@ -218,3 +218,62 @@ def test_fixed_layers_are_kept(cluster: Path, capsys: pytest.CaptureFixture[str]
             assert "l3" in stage["layers"]
             assert {r["device_type"] for r in stage["replicas"]} == {"slow"}
     assert report["constraints"] == ["--fix"]
+
+
+def test_an_interleaved_plan_is_made_drawn_and_written_as_csv(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cluster.parent
+    arguments = ["optimize", str(cluster), "-o", str(folder / "plan.json"), "--batch-size", "8"]
+    arguments += ["--microbatch-size", "2", "--schedule", "interleaved", "--json"]
+    assert main([*arguments, "--stages-per-rank", "2"]) == 2
+    assert "makes 6 stages, but the model can be cut into 5" in capsys.readouterr().err
+    two = Cluster.load(cluster)
+    servers = tuple(
+        server.replace(
+            devices=tuple(group.replace(count=1) for group in server.devices if group.count)
+        )
+        for server in two.servers
+    )
+    two.replace(servers=servers).save(cluster)
+    assert main([*arguments, "--stages-per-rank", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["objective"], report["solver"]) == ("simulated_step_ms", "interleaved")
+    assert report["objective_ms"] == report["predicted_step_ms"] >= report["bound_ms"]
+    plan = Plan.load(folder / "plan.json")
+    assert [[r.rank for r in stage.replicas] for stage in plan.stages[:2]] * 2 == [
+        [r.rank for r in stage.replicas] for stage in plan.stages
+    ]
+    csv, svg = folder / "rows.csv", folder / "rows.svg"
+    assert main(["schedule", str(folder / "plan.json"), "--csv", str(csv)]) == 0
+    capsys.readouterr()
+    again = ["schedule", str(folder / "plan.json"), "--from-csv", str(csv), "--svg", str(svg)]
+    assert main([*again, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert Schedule.parse("\n".join(f"{r}: {' '.join(a)}" for r, a in found["rows"].items())) == (
+        plan.rows
+    )
+    assert found["predicted_step_ms"] == pytest.approx(plan.predicted_step_ms)
+    assert set(found["units_in_flight"]) == {"0", "1"}
+    assert "rank 0: stages" in svg.read_text()
+    csv.write_text(csv.read_text().replace("F0", "F9"))
+    assert main(again) == 2
+    assert "rows.csv: for " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--stages-per-rank", "2"], "--stages-per-rank is for --schedule interleaved"),
+        (["--schedule", "interleaved", "--stages-per-rank", "0"], "expected at least 1"),
+        (["--schedule", "interleaved", "--straight"], "knows no --straight"),
+        (["--schedule", "interleaved", "--objective", "throughput"], "knows no --objective"),
+        (["--schedule", "interleaved", "--top", "3"], "knows no --top"),
+    ],
+)
+def test_what_interleaved_plans_do_not_know_is_refused(
+    cluster: Path, capsys: pytest.CaptureFixture[str], options: list[str], problem: str
+) -> None:
+    arguments = ["optimize", str(cluster), "-o", str(cluster.parent / "plan.json")]
+    assert main([*arguments, "--batch-size", "8", *options]) == 2
+    assert problem in capsys.readouterr().err

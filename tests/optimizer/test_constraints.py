@@ -239,7 +239,7 @@ def test_running_forward_again_is_chosen_stage_by_stage_and_never_makes_a_plan_w
     rescored = score(draft(StageTables(problem), found.stages), problem)
     assert rescored.value_ms == pytest.approx(found.value_ms, rel=1e-9)
     assert not rescored.overflows
-    ranked = k_best(problem, found, 3)
+    ranked, _ = k_best(problem, found, 3)
     assert ranked[0].value_ms == pytest.approx(found.value_ms, rel=1e-8)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.graph import LayerGraph, LayerNode
-from stagewright.optimizer import planning
+from stagewright.optimizer import load
 from stagewright.optimizer.load import Inputs, load_inputs, load_inputs_of_plan
 from stagewright.optimizer.planning import Request, optimize
 
@@ -132,6 +132,6 @@ def test_a_model_of_more_layers_than_tables_can_hold_is_refused(
     tmp_path: Path, graph: LayerGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = load_inputs(write(tmp_path, graph, graph.replace(device_type="slow")))
-    monkeypatch.setattr(planning, "MOST_LAYERS", 1)
+    monkeypatch.setattr(load, "MOST_LAYERS", 1)
     with pytest.raises(InputError, match=r"fast.json: has 2 layers, expected at most 1"):
         optimize(inputs, Request(batch_size=4), tmp_path / "plan.json")

@@ -61,6 +61,8 @@ def least_step(
     The last value is true if no longer stage can be within it either.
     """
     most = costs.most[kind]
+    if most < 1:
+        return -1, 0.0, True
     compute = costs.compute_ms[kind, last, first]
     allowed = threshold_ms * SLACK + (compute if costs.is_step_time else 0.0)
     num = costs.num_microbatches
@@ -78,13 +80,22 @@ def least_step(
     return -1, 0.0, False
 
 
+@compiled_inside
+def is_needless(costs: Costs, kind: int, first: int, last: int, replicas: int) -> bool:
+    """Return whether a stage of at least some replicas need not run forward again: all its units fit."""
+    plain = costs.type_of[kind]
+    behind = costs.counts.sum() - replicas
+    held = units_held(costs, replicas, behind)
+    return bool(plain != kind and held <= costs.fits[plain, last, first])
+
+
 @compiled
 def find_arcs(costs: Costs, threshold_ms: float) -> Arcs:
     """Return every stage that some plan within a threshold may have.
 
     A stage's replicas are raised to what its memory needs with the least replicas behind it.
     """
-    size, kinds = costs.num_layers, len(costs.counts)
+    size, kinds = costs.num_cuts, len(costs.type_of)
     room = kinds * size * (size + 1) // 2
     tail, kind_of = np.empty(room, np.int64), np.empty(room, np.int64)
     step_of, replicas = np.empty(room, np.int64), np.empty(room, np.int64)
@@ -104,12 +115,12 @@ def find_arcs(costs: Costs, threshold_ms: float) -> Arcs:
                 if fits < 1:
                     continue
                 step, time, over = least_step(costs, threshold_ms, kind, first, last)
-                if over:
+                if over and costs.is_chain:
                     break
                 if step < 0:
                     continue
                 step = next_step(costs, step, fits, behind[last], most)
-                if step < 0:
+                if step < 0 or is_needless(costs, kind, first, last, costs.replicas[step]):
                     continue
                 tail[number], kind_of[number], step_of[number] = first, kind, step
                 replicas[number] = costs.replicas[step]

@@ -11,11 +11,11 @@ from .prices import MARGIN
 
 
 def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Certificate | None:
-    """Return the certificate of what prices prove; None if there are none, or the user fixed layers.
+    """Return the certificate of what prices prove; None if there are none, or some cuts are forbidden.
 
     Labels may have proven a better bound; for that there is no short certificate.
     """
-    if not found.leaves or problem.constraints.fixed is not None:
+    if not found.leaves or problem.fixed is not None:
         return None
     is_step_time = problem.objective == "step-time"
     bounds = [leaf.low_ms + leaf.bound.value for leaf in found.leaves]
@@ -32,7 +32,10 @@ def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Cert
         count_memory=problem.count_memory,
         count_update=problem.count_update,
         straight=problem.constraints.straight,
+        allow_recompute=problem.constraints.allow_recompute,
+        budget_per_hour=problem.constraints.budget_per_hour,
         max_stages=problem.max_stages,
+        cuts=problem.cutting,
         is_replica_indexed=any(leaf.bound.is_indexed for leaf in found.leaves),
         intervals=tuple(_priced(leaf, types) for leaf in found.leaves),
     )
@@ -44,7 +47,8 @@ def _priced(leaf: Leaf, types: Sequence[str]) -> PricedLoads:
         above_ms=leaf.low_ms,
         up_to_ms=None if math.isinf(threshold_ms) else threshold_ms,
         per_device=dict(zip(types, prices, strict=False)),
-        per_stage=prices[-3],
-        per_window=prices[-2],
-        per_ms=prices[-1],
+        per_stage=prices[-4],
+        per_window=prices[-3],
+        per_ms=prices[-2],
+        per_money=prices[-1],
     )

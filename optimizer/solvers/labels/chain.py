@@ -1,13 +1,16 @@
-"""A planning problem as plain arrays: the layers' chain on device types with counts, one type per stage.
+"""A planning problem as plain arrays: the cuts of a graph on device types with counts, one type per stage.
 
-Times and bytes are those of optimizer/costs, entry [type, last, first] for the run of layers first up to, not
-including, last. Servers are not told apart: `optimistic` costs are at most those of any placement of the
-devices on the servers (bounds use them), the others are what a good placement is expected to reach (plans are
-searched with them, placed, and scored again). Where servers make no difference both are exact.
+Times and bytes are those of optimizer/costs, entry [kind, last, first] for the layers between the cuts first
+and last; cuts are nodes and stages arcs, whether each cut lies within the next (a chain) or not. A kind of
+stage is a device type, or one whose stages run forward again: V kinds, K types. Servers are not told apart:
+`optimistic` costs are at most those of any placement of the devices on the servers (bounds use them), the
+others are what a good placement is expected to reach (plans are searched with them, placed, and scored
+again). Where servers make no difference both are exact.
 """
 
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,11 +21,17 @@ from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush, tr
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.problem import Problem
 
+MONEY_SLACK = 1 + 1e-12
+"""Prices within a budget up to rounding are within it."""
+
 
 class Costs(NamedTuple):
     """What the compiled loops read."""
 
-    num_layers: int
+    num_cuts: int
+    """L: cuts are numbered 0 to L."""
+    is_chain: bool
+    """Each cut lies within the next one, so a stage that starts earlier takes longer."""
     num_microbatches: int
     is_step_time: bool
     waits: bool
@@ -31,23 +40,29 @@ class Costs(NamedTuple):
     """Every unit of the step is in flight (gpipe)."""
     counts: IntArray
     """(K,) devices of each type."""
+    type_of: IntArray
+    """(V,) the device type of each kind of stage."""
+    hourly: FloatArray
+    """(K,) the price of a device; 0 where there is no budget."""
+    budget: float
+    """Per hour, for all devices of a plan; infinite: none."""
     most: IntArray
-    """(K,) replicas that a stage may have."""
+    """(V,) replicas that a stage may have."""
     compute_ms: FloatArray
-    """(K, L + 1, L + 1) forward and backward."""
+    """(V, L + 1, L + 1) forward, once or twice, and backward."""
     end_ms: FloatArray
-    """(K, L + 1, L + 1) update and the gradient sum of shared parameters."""
+    """(V, L + 1, L + 1) update and the gradient sum of shared parameters."""
     own_bytes: FloatArray
     """(L + 1, L + 1) summed over the stage's replicas."""
     forward_ms: FloatArray
     """(2, L + 1, L + 1) messages to a stage: near, and across servers."""
     backward_ms: FloatArray
     near: IntArray
-    """(K,) a stage of more replicas has its messages across servers."""
+    """(V,) a stage of more replicas has its messages across servers."""
     fits: IntArray
-    """(K, L + 1, L + 1) units in flight that fit into memory; 0 if not even the parameters do."""
+    """(V, L + 1, L + 1) units in flight that fit into memory; 0 if not even the parameters do."""
     inside: IntArray
-    """(K,) a stage of more replicas sums gradients across servers."""
+    """(V,) a stage of more replicas sums gradients across servers."""
     sum_latency_ms: FloatArray
     """(2, 2): inside a server and across, over up to two kinds of links."""
     sum_ms_per_byte: FloatArray
@@ -62,6 +77,7 @@ class Chain:
     """The arrays with what the search needs around them."""
 
     types: tuple[str, ...]
+    """Device types."""
     costs: Costs
     max_stages: int
     """0: unlimited."""
@@ -71,6 +87,19 @@ class Chain:
     @cached_property
     def num_devices(self) -> int:
         return int(self.costs.counts.sum())
+
+    @property
+    def num_types(self) -> int:
+        return len(self.types)
+
+    def within(self, hourly: FloatArray, budget: float) -> "Chain":
+        """Return the same for plans whose devices cost at most a budget per hour."""
+        costs = self.costs
+        allowed = np.minimum(budget * MONEY_SLACK / np.maximum(hourly, 1e-300), costs.counts)
+        allowed = np.where(hourly > 0, np.floor(allowed), costs.counts).astype(np.int64)
+        most = np.minimum(costs.most, allowed[costs.type_of])
+        limited = costs._replace(hourly=hourly, budget=budget, most=most)
+        return replace(self, costs=limited)
 
     @property
     def windows_are_implied(self) -> bool:
@@ -102,19 +131,27 @@ def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
     near_links, far_links = _message_links(problem, optimistic)
     replicas, replicas_for = replica_steps(num, min(limit, max(counts)))
     shared_ms = tables.shared_sum_ms
-    sums = _sum_links(problem, optimistic)
+    sums = sum_links(problem, optimistic)
+    # A stage that runs forward again: every type once more, behind the plain ones.
+    times = [tables.times[t] for t in types]
+    compute = [t.forward_ms + t.backward_ms for t in times]
+    variants = 2 if problem.constraints.allow_recompute else 1
+    if variants == 2:
+        compute += [2.0 * t.forward_ms + t.backward_ms for t in times]
     costs = Costs(
-        num_layers=tables.size,
+        num_cuts=tables.size,
+        is_chain=problem.cuts.is_chain,
         num_microbatches=num,
         is_step_time=has_flush(problem.objective),
         waits=problem.overlap == "none",
         holds_all=problem.schedule == "gpipe",
         counts=np.array(counts, dtype=np.int64),
-        most=np.array([min(count, limit) for count in counts], dtype=np.int64),
-        compute_ms=_turned(
-            [tables.times[t].forward_ms + tables.times[t].backward_ms for t in types]
-        ),
-        end_ms=_turned([tables.times[t].update_ms + shared_ms for t in types]),
+        type_of=np.array([*range(len(types))] * variants, dtype=np.int64),
+        hourly=np.zeros(len(types)),
+        budget=math.inf,
+        most=np.array([min(count, limit) for count in counts] * variants, dtype=np.int64),
+        compute_ms=_turned(compute),
+        end_ms=_turned([t.update_ms + shared_ms for t in times] * variants),
         own_bytes=_turned([tables.holdings.trained - tables.holdings.shared])[0],
         forward_ms=_turned(
             [_messages(tables.traffic.received, k) for k in (near_links, far_links)]
@@ -122,15 +159,33 @@ def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
         backward_ms=_turned(
             [_messages(tables.traffic.received_gradient, k) for k in (near_links, far_links)]
         ),
-        near=np.array([_near(problem, t, optimistic) for t in types], dtype=np.int64),
-        fits=_fits(tables, types),
-        inside=np.array([_most_in_one_server(problem, t) for t in types], dtype=np.int64),
+        near=np.array([_near(problem, t, optimistic) for t in types] * variants, dtype=np.int64),
+        fits=_fits(tables, types, recompute=variants == 2),
+        inside=np.array([most_in_one_server(problem, t) for t in types] * variants, dtype=np.int64),
         sum_latency_ms=sums[0],
         sum_ms_per_byte=sums[1],
         replicas=replicas,
         replicas_for=replicas_for,
     )
-    return Chain(types, costs, problem.max_stages or 0, _placement_is_free(problem))
+    chain = Chain(types, costs, problem.max_stages or 0, _placement_is_free(problem))
+    budget = problem.constraints.budget_per_hour
+    return chain if budget is None else chain.within(hourly_prices(problem, types), budget)
+
+
+def hourly_prices(problem: Problem, types: tuple[str, ...]) -> FloatArray:
+    """Return the price per hour of a device of each type.
+
+    Raises:
+        InputError: a type has none.
+    """
+    groups = [group.device_type for group in problem.groups]
+    places = [groups.index(name) for name in types]
+    return np.array(
+        [
+            problem.price_per_hour(tuple(int(index == place) for index in range(len(groups))))
+            for place in places
+        ]
+    )
 
 
 def replica_steps(num_microbatches: int, most: int) -> tuple[IntArray, IntArray]:
@@ -174,7 +229,7 @@ def _message_links(
     return [(*inside, *between)], [(*inside, *between)]
 
 
-def _sum_links(problem: Problem, optimistic: bool) -> tuple[FloatArray, FloatArray]:
+def sum_links(problem: Problem, optimistic: bool) -> tuple[FloatArray, FloatArray]:
     """Return Costs.sum_latency_ms and Costs.sum_ms_per_byte."""
     latency, per_byte = np.zeros((2, 2)), np.zeros((2, 2))
     choose = min if optimistic else max
@@ -185,7 +240,7 @@ def _sum_links(problem: Problem, optimistic: bool) -> tuple[FloatArray, FloatArr
     return latency, per_byte
 
 
-def _most_in_one_server(problem: Problem, device_type: str) -> int:
+def most_in_one_server(problem: Problem, device_type: str) -> int:
     return max(len(g.slots) for g in problem.groups if g.device_type == device_type)
 
 
@@ -206,20 +261,26 @@ def _placement_is_free(problem: Problem) -> bool:
     return len({*inside, *between}) == 1
 
 
-def _fits(tables: StageTables, types: tuple[str, ...]) -> IntArray:
-    """Return Costs.fits; 0 for runs that the user does not let be a stage."""
+def _fits(tables: StageTables, types: tuple[str, ...], *, recompute: bool) -> IntArray:
+    """Return Costs.fits; 0 for runs that the user does not let be a stage.
+
+    Stages that run forward again take longer: only those that hold more units are of use.
+    """
+    plain = [_units_that_fit(tables, device_type, recompute=False) for device_type in types]
+    again = [_units_that_fit(tables, name, recompute=True) for name in types] if recompute else []
+    useful = [np.where(more > few, more, 0) for more, few in zip(again, plain, strict=False)]
+    return np.ascontiguousarray(np.stack([*plain, *useful]))
+
+
+def _units_that_fit(tables: StageTables, device_type: str, *, recompute: bool) -> IntArray:
     most = tables.problem.num_microbatches
-    found = []
-    for device_type in types:
-        allowed = tables.allowed_runs(frozenset({device_type}))
-        if not tables.problem.count_memory:
-            found.append(np.where(allowed, most, 0).T.astype(np.int64))
-            continue
-        limit = tables.problem.memory_limit(device_type)
-        fixed = tables.memory(device_type, np.array(0.0))
-        unit = tables.memory(device_type, np.array(1.0)) - fixed
-        room = limit - fixed
-        units = np.where(unit > 0, room // np.maximum(unit, 1), most)
-        units = np.where((room < 0) | ~allowed, 0, np.minimum(units, most))
-        found.append(units.T.astype(np.int64))
-    return np.ascontiguousarray(np.stack(found))
+    allowed = tables.allowed_stages(frozenset({device_type}))
+    if not tables.problem.count_memory:
+        return np.where(allowed, most, 0).T.astype(np.int64)
+    limit = tables.problem.memory_limit(device_type)
+    fixed = tables.memory(device_type, np.array(0.0), ..., recompute)
+    unit = tables.memory(device_type, np.array(1.0), ..., recompute) - fixed
+    room = limit - fixed
+    units = np.where(unit > 0, room // np.maximum(unit, 1), most)
+    units = np.where((room < 0) | ~allowed, 0, np.minimum(units, most))
+    return units.T.astype(np.int64)

@@ -9,8 +9,11 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Return the function as machine code, made at its first call with these argument types."""
-    return cast(Function, numba.njit(cache=True)(function))
+    """Return the function as machine code, made at its first call with these argument types.
+
+    Other threads run meanwhile.
+    """
+    return cast(Function, numba.njit(cache=True, nogil=True)(function))
 
 
 def compiled_inside(function: Function) -> Function:

@@ -1,5 +1,6 @@
 """Decides one threshold: bounds by prices first, then labels on the arcs that are left."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from stagewright.optimizer.costs.cost import FloatArray, IntArray
 
 from .arcs import Arcs, keep_arcs
 from .chain import Chain
-from .expand import Completions, Limits, expand_labels
+from .expand import Completions, Limits, Outcome, expand_labels
 from .indexed import Runs, indexed_costs, raise_indexed_prices
 from .prices import (
     all_fares,
@@ -19,6 +20,7 @@ from .prices import (
     raise_prices,
     raise_time_bound,
 )
+from .stop import stoppable
 
 MOST_LABELS = 2_000_000
 FEW = 1000
@@ -55,7 +57,8 @@ def capacity_of(chain: Chain, threshold_ms: float) -> FloatArray:
         whole = threshold_ms
         if not costs.holds_all:
             window = threshold_ms * chain.num_devices / costs.num_microbatches
-    return np.array([*costs.counts.astype(float), stages, window, whole])
+    money = costs.budget if math.isfinite(costs.budget) else 0.0
+    return np.array([*costs.counts.astype(float), stages, window, whole, money])
 
 
 def even_prices(capacity: FloatArray) -> FloatArray:
@@ -106,7 +109,7 @@ def useful_arcs(chain: Chain, arcs: Arcs, bound: Bound, cutoff_ms: float) -> Arc
     behind = cheapest_to_end(costs, arcs, fare)
     limit = limit_of(chain, bound)
     last = np.zeros(len(arcs.tail), dtype=np.int64)
-    for cut in range(1, costs.num_layers + 1):
+    for cut in range(1, costs.num_cuts + 1):
         last[arcs.start[cut] : arcs.stop[cut]] = cut
     through = front[arcs.tail] + fare + behind[last]
     keep = through <= limit + (cutoff_ms if costs.is_step_time else 1e-9)
@@ -117,7 +120,7 @@ def limit_of(chain: Chain, bound: Bound) -> float:
     """Return the most that a path may cost at some prices (step-time: besides the cut-off)."""
     capacity = capacity_of(chain, bound.threshold_ms)
     limit = float((bound.prices * capacity).sum())
-    pooled = float(bound.prices[-2]) * bound.threshold_ms * chain.num_devices
+    pooled = float(bound.prices[-3]) * bound.threshold_ms * chain.num_devices
     return limit - pooled / chain.costs.num_microbatches
 
 
@@ -175,16 +178,27 @@ def search_plan(
     cutoff_ms: float,
     beam: int,
     room: int = MOST_LABELS,
+    until: float = math.inf,
 ) -> Answer:
-    """Return what the label search finds within a bound's threshold."""
+    """Return what the label search finds within a bound's threshold until some time (perf_counter)."""
     completions = completions_of(chain, arcs, bound, runs, is_beam=0 < beam <= FEW)
     windows = not chain.windows_are_implied
-    limits = Limits(bound.threshold_ms, cutoff_ms, chain.max_stages, beam, windows, False)
-    outcome = expand_labels(chain.costs, limits, arcs, completions, room)
+    never = np.zeros(1, dtype=np.int64)
+    limits = Limits(bound.threshold_ms, cutoff_ms, chain.max_stages, beam, windows, never, False)
+
+    def expand(limits: Limits) -> Outcome:
+        return stoppable(
+            lambda stop: expand_labels(
+                chain.costs, limits._replace(stop=stop), arcs, completions, room
+            ),
+            until,
+        )
+
+    outcome = expand(limits)
     if outcome.was_stopped and chain.num_devices <= STRICT_DEVICES:
         cutoff_ms = outcome.time_ms
         strict = limits._replace(strict=True, cutoff_ms=cutoff_ms)
-        second = expand_labels(chain.costs, strict, arcs, completions, room)
+        second = expand(strict)
         outcome = second if len(second.plan) else outcome._replace(is_complete=second.is_complete)
     plan = outcome.plan if len(outcome.plan) else None
     return Answer(plan, outcome.time_ms, outcome.is_complete)

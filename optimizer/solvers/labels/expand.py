@@ -67,6 +67,8 @@ class Limits(NamedTuple):
     beam: int
     """Labels expanded per cut; 0: all."""
     has_windows: bool
+    stop: IntArray
+    """(1,): others set it to 1 to end the search."""
     strict: bool
     """Try every number of replicas, and compare only labels of as many."""
 
@@ -75,7 +77,7 @@ class Outcome(NamedTuple):
     """What a search found."""
 
     plan: IntArray
-    """(S, 4): first layer, behind the last, type, replicas of each stage; empty if none was found."""
+    """(S, 4): first layer, behind the last, kind, replicas of each stage; empty if none was found."""
     time_ms: float
     is_complete: bool
     """Nothing was cut off, so there is no better plan within the limits."""
@@ -239,6 +241,19 @@ def next_replicas(
 
 
 @compiled_inside
+def is_affordable(costs: Costs, counts: IntArray, device_type: int) -> bool:
+    """Return whether there are so many devices, and they cost at most the budget."""
+    if counts[device_type] > costs.counts[device_type]:
+        return False
+    if costs.budget == np.inf:
+        return True
+    price = 0.0
+    for one in range(len(counts)):
+        price += counts[one] * costs.hourly[one]
+    return price <= costs.budget * (1 + 1e-12)
+
+
+@compiled_inside
 def read_plan(labels: Labels, label: int, first_stage: IntArray) -> IntArray:
     """Return the stages of a plan: the first stage, then those of a label."""
     number, current = 1, label
@@ -279,13 +294,14 @@ def extend(
         return number, cutoff_ms, 0
     for arc in range(arcs.start[last], arcs.stop[last]):
         kind, first = arcs.kind[arc], arcs.tail[arc]
+        device_type = costs.type_of[kind]
         counts[:] = labels.counts[label]
         # Not a literal, as for `number` below.
         count = int(np.int64(0))
         while True:
             count = next_replicas(costs, limits, arcs, arc, last, used, count)
-            counts[kind] = labels.counts[label, kind] + count
-            if count == 0 or counts[kind] > costs.counts[kind]:
+            counts[device_type] = labels.counts[label, device_type] + count
+            if count == 0 or not is_affordable(costs, counts, device_type):
                 break
             time = behind_ms + load_ms(costs, kind, first, last, count)[1]
             if time >= cutoff_ms:
@@ -324,7 +340,7 @@ def expand_labels(
 
     Incomplete if `room` labels do not suffice.
     """
-    size, kinds = costs.num_layers, len(costs.counts)
+    size, kinds = costs.num_cuts, len(costs.counts)
     labels = make_labels(room, kinds)
     labels.cut[0] = size
     head = np.full(size + 1, -1, np.int64)
@@ -344,9 +360,12 @@ def expand_labels(
                 costs, limits, arcs, completions, labels, head, label, number, cutoff_ms, best
             )
             stopped += windows
+            if limits.stop[0] != 0:
+                complete = False
+                break
             if number < 0 or (best[0] >= 0 and not costs.is_step_time):
                 break
-        if number < 0 or (best[0] >= 0 and not costs.is_step_time):
+        if number < 0 or limits.stop[0] != 0 or (best[0] >= 0 and not costs.is_step_time):
             complete = False
             break
     plan = np.empty((0, 4), np.int64)

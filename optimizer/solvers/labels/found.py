@@ -10,7 +10,7 @@ from stagewright.optimizer.problem import StageChoice
 from .decide import Bound
 
 Evaluate = Callable[[IntArray], tuple[float, tuple[StageChoice, ...]] | None]
-"""From rows (first, behind last, type, replicas) to the value of the placed plan; None: it does not fit."""
+"""From rows (first, behind last, kind, replicas) to the value of the placed plan; None: it does not fit."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Found:
     is_stuck: bool = False
     """Nothing is left that could be decided."""
     thresholds: int = 0
+    is_infeasible: bool = False
+    """Whether it is proven that no plan fits."""
+    enough_ms: float = float("inf")
+    """A bound above this is enough."""
     first_ms: float = 0.0
     """The value of the first plan."""
 
@@ -55,5 +59,11 @@ class Found:
         return 1 - self.bound_ms / self.value_ms if self.stages else 1.0
 
     @property
+    def until(self) -> float:
+        """By time.perf_counter: when a search must end, whatever it has; there must be a plan first."""
+        return self.deadline if self.stages else float("inf")
+
+    @property
     def is_late(self) -> bool:
-        return self.is_stuck or time.perf_counter() > self.deadline
+        is_enough = self.bound_ms > self.enough_ms
+        return self.is_stuck or is_enough or time.perf_counter() > self.deadline

@@ -46,7 +46,7 @@ def last_that_fits(costs: Costs, replicas: int, fits: int, behind: int, most: in
 
 def find_runs(costs: Costs, arcs: Arcs) -> Runs:
     """Return r(s) of every arc."""
-    keys = (arcs.fits * (len(costs.replicas) + 1) + arcs.step) * len(costs.counts) + arcs.kind
+    keys = (arcs.fits * (len(costs.replicas) + 1) + arcs.step) * len(costs.type_of) + arcs.kind
     return runs_in_order(costs, arcs, keys, np.argsort(keys, kind="stable"))
 
 
@@ -79,9 +79,9 @@ def runs_in_order(costs: Costs, arcs: Arcs, keys: IntArray, order: IntArray) -> 
             end[used] = behind
             used += 1
         stop[arc] = used
-    front = np.full(costs.num_layers + 1, 2**40, np.int64)
+    front = np.full(costs.num_cuts + 1, 2**40, np.int64)
     front[0] = 0
-    for last in range(1, costs.num_layers + 1):
+    for last in range(1, costs.num_cuts + 1):
         for arc in range(arcs.start[last], arcs.stop[last]):
             front[last] = min(front[last], front[arcs.tail[arc]] + arcs.replicas[arc])
     return Runs(
@@ -92,7 +92,7 @@ def runs_in_order(costs: Costs, arcs: Arcs, keys: IntArray, order: IntArray) -> 
 @compiled_inside
 def fixed_fare(costs: Costs, arcs: Arcs, arc: int, fares: Fares) -> tuple[float, float]:
     """Return (fare that does not depend on the replicas behind, fare per replica) of an arc."""
-    each = fares.per_replica[arcs.kind[arc]]
+    each = fares.per_replica[costs.type_of[arcs.kind[arc]]]
     if each < 0 or (arcs.tail[arc] == 0 and fares.first_window > 0):
         fare, _ = arc_fare(costs, arcs, arc, fares)
         return fare, 0.0
@@ -103,9 +103,9 @@ def fixed_fare(costs: Costs, arcs: Arcs, arc: int, fares: Fares) -> tuple[float,
 def indexed_costs(costs: Costs, arcs: Arcs, runs: Runs, fares: Fares) -> FloatArray:
     """Return G (L + 1, devices + 1): the cheapest stages of the layers before a cut, with s behind it."""
     devices = costs.counts.sum()
-    least = np.full((costs.num_layers + 1, devices + 1), FAR)
+    least = np.full((costs.num_cuts + 1, devices + 1), FAR)
     least[0] = 0.0
-    for last in range(1, costs.num_layers + 1):
+    for last in range(1, costs.num_cuts + 1):
         row = least[last]
         lowest, highest = arcs.least_behind[last], min(runs.most_behind[last], devices)
         for arc in range(arcs.start[last], arcs.stop[last]):
@@ -129,8 +129,8 @@ def indexed_usage(
 ) -> FloatArray:
     """Return what the cheapest path uses of each resource."""
     kinds, devices = len(costs.counts), costs.counts.sum()
-    use = np.zeros(kinds + 3)
-    last, behind, first_ms = costs.num_layers, 0, 0.0
+    use = np.zeros(kinds + 4)
+    last, behind, first_ms = costs.num_cuts, 0, 0.0
     while last > 0:
         best, best_arc, best_count = FAR, -1, 0
         for arc in range(arcs.start[last], arcs.stop[last]):
@@ -143,7 +143,9 @@ def indexed_usage(
                         best, best_arc, best_count = value, arc, count
         if best_arc < 0:
             break
-        use[arcs.kind[best_arc]] += best_count
+        device_type = costs.type_of[arcs.kind[best_arc]]
+        use[device_type] += best_count
+        use[kinds + 3] += best_count * costs.hourly[device_type]
         use[kinds] += 1
         use[kinds + 2] += arcs.time_ms[best_arc]
         behind += best_count
@@ -171,10 +173,10 @@ def raise_indexed_prices(
     for turn in range(rounds):
         fares = fares_of(costs, threshold_ms, prices)
         least = indexed_costs(costs, arcs, runs, fares)
-        cheapest = least[costs.num_layers, 0]
+        cheapest = least[costs.num_cuts, 0]
         if cheapest >= FAR:
             return FAR, prices
-        constant = prices[-2] * threshold_ms * costs.counts.sum() / costs.num_microbatches
+        constant = prices[-3] * threshold_ms * costs.counts.sum() / costs.num_microbatches
         margin = cheapest + constant - worth(prices, capacity)
         if margin > best:
             best, best_prices = margin, prices.copy()

@@ -16,7 +16,7 @@ Devices = list[int]
 def placements(
     rows: IntArray, chain: Chain, groups: Sequence[Group]
 ) -> Iterator[tuple[StageChoice, ...]]:
-    """Yield ways to put the stages of rows (first, behind last, type, replicas) on groups of devices.
+    """Yield ways to put the stages of rows (first, behind last, kind, replicas) on groups of devices.
 
     Where servers make a difference: for near messages, for near gradient sums, and for near sums of the
     stages that would else be above the largest load.
@@ -59,7 +59,11 @@ def _placed(
             for index, taken in enumerate(placed.get(neighbour, ()))
             if taken
         }
-        own = [i for i, group in enumerate(groups) if group.device_type == chain.types[kind]]
+        own = [
+            i
+            for i, group in enumerate(groups)
+            if group.device_type == chain.types[chain.costs.type_of[kind]]
+        ]
         placed[stage] = devices = [0] * len(groups)
         while count:
             fitting = [i for i in own if free[i] >= count]
@@ -76,6 +80,6 @@ def _placed(
             free[index] -= taken
             count -= taken
     return tuple(
-        StageChoice(first, last, tuple(placed[stage]))
-        for stage, (first, last) in enumerate(rows[:, :2].tolist())
+        StageChoice(first, last, tuple(placed[stage]), kind >= chain.num_types)
+        for stage, (first, last, kind) in enumerate(rows[:, :3].tolist())
     )

@@ -1,8 +1,9 @@
 """Lower bounds by pricing devices: the cheapest path through the arcs, and the prices that make it dearest.
 
 Resources: the K device types, then stages (if limited), then two that stand for the window of the first stage
-under the objective throughput. With U replicas, n micro-batches dealt to the first stage's busiest replica,
-t + behind <= T u / n and u / n <= min(1, U / M + 1 / n) give
+under the objective throughput, then the money of a budget (a sum over replicas, as devices are). With U
+replicas, n micro-batches dealt to the first stage's busiest replica, t + behind <= T u / n and u / n <=
+min(1, U / M + 1 / n) give
 
     sum of times + T (D - U) / M - T / n <= T D / M      (D: all devices)
     sum of times                         <= T
@@ -32,7 +33,7 @@ class Fares(NamedTuple):
     """Prices put together: what an arc costs."""
 
     per_replica: FloatArray
-    """(K,); negative if further replicas widen the window by more than they cost."""
+    """(K,) by device type; negative if further replicas widen the window by more than they cost."""
     per_stage: float
     per_ms: float
     first_window: float
@@ -62,6 +63,7 @@ def fares_of(costs: Costs, threshold_ms: float, prices: FloatArray) -> Fares:
     kinds = len(costs.counts)
     window = prices[kinds + 1]
     per_replica = prices[:kinds] - window * threshold_ms / costs.num_microbatches
+    per_replica += prices[kinds + 3] * costs.hourly
     own = 1.0 if costs.is_step_time else 0.0
     per_ms = own + window + prices[kinds + 2]
     return Fares(per_replica, prices[kinds], per_ms, window * threshold_ms)
@@ -71,7 +73,7 @@ def fares_of(costs: Costs, threshold_ms: float, prices: FloatArray) -> Fares:
 def arc_fare(costs: Costs, arcs: Arcs, arc: int, fares: Fares) -> tuple[float, int]:
     """Return the least that an arc costs, and with how many replicas."""
     kind, replicas = arcs.kind[arc], arcs.replicas[arc]
-    each = fares.per_replica[kind]
+    each = fares.per_replica[costs.type_of[kind]]
     fare = fares.per_stage + fares.per_ms * arcs.time_ms[arc]
     most = costs.most[kind]
     if arcs.tail[arc] == 0 and fares.first_window > 0:
@@ -100,7 +102,7 @@ def all_fares(costs: Costs, arcs: Arcs, fares: Fares) -> tuple[FloatArray, IntAr
 @compiled
 def cheapest_from_start(costs: Costs, arcs: Arcs, fare: FloatArray) -> tuple[FloatArray, IntArray]:
     """Return the cheapest path from the first layer to every cut, and the arcs that end them."""
-    size = costs.num_layers
+    size = costs.num_cuts
     least, chosen = np.full(size + 1, FAR), np.full(size + 1, -1, np.int64)
     least[0] = 0.0
     for last in range(1, size + 1):
@@ -114,7 +116,7 @@ def cheapest_from_start(costs: Costs, arcs: Arcs, fare: FloatArray) -> tuple[Flo
 @compiled
 def cheapest_to_end(costs: Costs, arcs: Arcs, fare: FloatArray) -> FloatArray:
     """Return the cheapest path from every cut to the last layer."""
-    size = costs.num_layers
+    size = costs.num_cuts
     least = np.full(size + 1, FAR)
     least[size] = 0.0
     for last in range(size, 0, -1):
@@ -133,14 +135,16 @@ def path_usage(
 ) -> tuple[FloatArray, float]:
     """Return what the cheapest path uses of each resource, and the time of a micro-batch on it."""
     kinds = len(costs.counts)
-    use = np.zeros(kinds + 3)
-    total, used, last = 0.0, 0, costs.num_layers
+    use = np.zeros(kinds + 4)
+    total, used, last = 0.0, 0, costs.num_cuts
     share = threshold_ms / costs.num_microbatches
     first_ms = 0.0
     while last > 0:
         arc = chosen[last]
         count = replicas[arc]
-        use[arcs.kind[arc]] += count
+        device_type = costs.type_of[arcs.kind[arc]]
+        use[device_type] += count
+        use[kinds + 3] += count * costs.hourly[device_type]
         use[kinds] += 1
         total += arcs.time_ms[arc]
         used += count
@@ -172,10 +176,10 @@ def raise_prices(
         fares = fares_of(costs, threshold_ms, prices)
         fare, replicas = all_fares(costs, arcs, fares)
         least, chosen = cheapest_from_start(costs, arcs, fare)
-        if least[costs.num_layers] >= FAR:
+        if least[costs.num_cuts] >= FAR:
             return FAR, prices
-        constant = prices[-2] * threshold_ms * costs.counts.sum() / costs.num_microbatches
-        margin = least[costs.num_layers] + constant - worth(prices, capacity)
+        constant = prices[-3] * threshold_ms * costs.counts.sum() / costs.num_microbatches
+        margin = least[costs.num_cuts] + constant - worth(prices, capacity)
         if margin > best:
             best, best_prices = margin, prices.copy()
         if margin > MARGIN:
@@ -213,9 +217,9 @@ def raise_time_bound(
         fares = fares_of(costs, threshold_ms, prices)
         fare, replicas = all_fares(costs, arcs, fares)
         least, chosen = cheapest_from_start(costs, arcs, fare)
-        if least[costs.num_layers] >= FAR:
+        if least[costs.num_cuts] >= FAR:
             return FAR, prices
-        bound = least[costs.num_layers] - worth(prices, capacity)
+        bound = least[costs.num_cuts] - worth(prices, capacity)
         since += 1
         if bound > best * (1 + 1e-7):
             since = 0

@@ -18,8 +18,9 @@ from stagewright.optimizer.problem import Problem, StageChoice
 from stagewright.optimizer.solvers.solution import Solution, space_of
 
 from .certify import certificate_of
-from .chain import Chain, chain_costs
-from .found import Found
+from .chain import Chain, chain_costs, hourly_prices
+from .found import Evaluate, Found
+from .money import MoneySearch
 from .placement import placements
 from .step_time import StepTimeSearch
 from .throughput import ThroughputSearch
@@ -41,6 +42,8 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
         fitting = [(value_ms, choices) for value_ms, choices in scored if value_ms is not None]
         return min(fitting, key=lambda scored: scored[0], default=None)
 
+    if problem.objective == "cost":
+        return cheapest(problem, bounds, plans, evaluate, deadline)
     found = Found(evaluate, deadline)
     search(bounds, plans, found)
     if not found.stages:
@@ -52,7 +55,33 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
         bound_ms=min(found.bound_ms, found.value_ms),
         space=space_of(problem, one_type_per_stage=True),
         evaluated=found.thresholds,
+        mixes_types=False,
         certificate=certificate_of(problem, bounds.types, found),
+    )
+
+
+def cheapest(
+    problem: Problem, bounds: Chain, plans: Chain, evaluate: Evaluate, deadline: float
+) -> Solution | None:
+    """Return the cheapest plan found; None if none fits and keeps the constraints."""
+    hourly = hourly_prices(problem, bounds.types)
+    money = MoneySearch(problem, (bounds, plans), hourly, evaluate)
+    try:
+        money.run(deadline)
+    except KeyboardInterrupt:
+        if not money.stages:
+            raise
+    if not money.stages:
+        return None
+    price = money.value / money.time_ms if money.time_ms else 0.0
+    return Solution(
+        solver="exact (labels)",
+        stages=money.stages,
+        value_ms=money.time_ms,
+        bound_ms=money.bound / price if price else 0.0,
+        space=space_of(problem, one_type_per_stage=True),
+        evaluated=money.thresholds,
+        mixes_types=False,
     )
 
 

@@ -87,7 +87,7 @@ def window_ms(
 
 @compiled
 def total_ms(costs: Costs, rows: IntArray) -> tuple[float, float]:
-    """Return (largest load, sum of times) of a plan (first, behind last, type, replicas of each stage)."""
+    """Return (largest load, sum of times) of a plan (first, behind last, kind, replicas of each stage)."""
     most_ms, behind_ms, behind = 0.0, 0.0, 0
     for stage in range(len(rows) - 1, -1, -1):
         first, last, kind, replicas = rows[stage]

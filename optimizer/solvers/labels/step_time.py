@@ -26,6 +26,9 @@ from .stage import total_ms
 TOLERANCE = 1e-9
 FIRST_BEAM = 100
 WIDE_BEAMS = (400, 2000)
+FIRST_WORK = 10_000_000
+"""Labels of a cut times arcs: beams are narrower where there are many arcs, a quarter of a second."""
+LEAST_BEAM = 8
 MOST_ROOM = 400_000
 GRID = (1.03, 1.15, 1.35, 1.7, 2.5, 6.0, 100.0, 1e4, 1e8)
 RELAXED_PART = 0.6
@@ -56,7 +59,7 @@ class StepTimeSearch:
         self.open: list[tuple[float, int, _Interval]] = []
         self.serial = self.num_splits = 0
         self.best_load_ms = 0.0
-        self.prices: FloatArray = np.zeros(len(bounds.costs.counts) + 3)
+        self.prices: FloatArray = np.zeros(len(bounds.costs.counts) + 4)
 
     def run(self) -> None:
         """Search until the plan is proven or time is up."""
@@ -74,9 +77,9 @@ class StepTimeSearch:
 
         def evaluate(rows: IntArray) -> tuple[float, tuple[StageChoice, ...]]:
             found.offer(rows)
-            types = range(len(bounds.types))
+            types, type_of = range(len(bounds.types)), bounds.costs.type_of
             stages = (
-                StageChoice(first, last, tuple(replicas * (kind == k) for k in types))
+                StageChoice(first, last, tuple(replicas * (type_of[kind] == k) for k in types))
                 for first, last, kind, replicas in rows.tolist()
             )
             return sum(total_ms(bounds.costs, rows)), tuple(stages)
@@ -108,7 +111,7 @@ class StepTimeSearch:
         """Use the time that is left on plans, with wider beams, where the bound cannot be raised."""
         found, load_ms = self.found, self.best_load_ms
         for beam, factor in itertools.product(WIDE_BEAMS, (1.0, 0.97, 1.03, 1.06, 1.1)):
-            if found.gap <= TOLERANCE or time.perf_counter() > found.deadline:
+            if found.gap <= TOLERANCE or found.is_late:
                 return
             self._try(load_ms * factor, math.inf, beam)
 
@@ -123,13 +126,18 @@ class StepTimeSearch:
     def _first_plans(self) -> None:
         """Offer plans found with a beam, from the least thresholds that have one to high ones."""
         costs = self.plans.costs
-        whole = costs.compute_ms[:, -1, 0]
+        whole = costs.compute_ms[: self.plans.num_types, -1, 0]
         speed = sum(count / ms for count, ms in zip(costs.counts, whole, strict=True) if ms > 0)
         least_ms = costs.num_microbatches / speed if speed else 1e-6
         for factor in GRID:
             if self.found.stages and factor > 3 and least_ms * factor > self.found.value_ms:
                 return
-            self._try(least_ms * factor, math.inf)
+            if self.found.stages and self.found.is_late:
+                return
+            answer, _ = self._try(least_ms * factor, math.inf)
+        # The last threshold limits nothing but memory, money and what the user fixed.
+        found, is_complete = self.found, answer.plan is None and answer.is_complete
+        found.is_infeasible = not found.stages and is_complete and self.plans.is_exact
 
     def _bound(self, threshold_ms: float, low_ms: float) -> Bound:
         """Return prices for the plans within a threshold; enough if they rule out loads above low_ms."""
@@ -203,8 +211,17 @@ class StepTimeSearch:
             return Answer(None, math.inf, True), math.inf
         if cutoff_ms < math.inf:
             arcs = useful_arcs(chain, arcs, bound, cutoff_ms)
+        if beam == FIRST_BEAM:
+            beam = min(beam, max(LEAST_BEAM, FIRST_WORK // max(len(arcs.tail), 1)))
         answer = search_plan(
-            chain, arcs, bound, None, cutoff_ms=cutoff_ms, beam=beam, room=MOST_ROOM
+            chain,
+            arcs,
+            bound,
+            None,
+            cutoff_ms=cutoff_ms,
+            beam=beam,
+            room=MOST_ROOM,
+            until=found.until,
         )
         if answer.plan is None:
             return answer, math.inf

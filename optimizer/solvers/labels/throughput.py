@@ -41,9 +41,12 @@ class ThroughputSearch:
         self.indexed = False
         """Whether replica-indexed prices are worth their time: memory is tight."""
         self.low_ms = 0.0
+        self.most_ms = math.inf
+        """No load is as much: beyond it nothing but memory, money and what the user fixed rules out plans."""
 
     def run(self) -> None:
         """Search until the plan is proven or time is up."""
+        found = self.found
         high_ms = self._bracket()
         if math.isinf(high_ms):
             return
@@ -51,13 +54,17 @@ class ThroughputSearch:
         self._look_at_memory()
         if self.indexed and self.plans.is_exact:
             self._climb()
-        self._first_plan()
-        self._close()
+        if not found.is_infeasible:
+            self._first_plan()
+            self._close()
 
     def _climb(self) -> None:
         """Exclude thresholds from the bound on: close above it few labels are left, and none is cut off."""
         found, beam, (least, step) = self.found, WIDE_BEAM, STEPS
         while beam <= MOST_BEAM and not found.is_late:
+            found.is_infeasible = not found.stages and self.low_ms > self.most_ms
+            if found.is_infeasible:
+                return
             top_ms = found.value_ms * (1 - TOLERANCE)
             threshold_ms = self.low_ms * (1 + step)
             if threshold_ms * (1 + STEPS[1]) > top_ms:
@@ -91,17 +98,18 @@ class ThroughputSearch:
     def _bracket(self) -> float:
         """Return a threshold that prices do not exclude; infinity if memory excludes every one."""
         costs = self.bounds.costs
-        whole = costs.compute_ms[:, -1, 0]
+        whole = costs.compute_ms[: self.bounds.num_types, -1, 0]
         speed = sum(count / ms for count, ms in zip(costs.counts, whole, strict=True) if ms > 0)
         threshold_ms = 0.5 * costs.num_microbatches / speed if speed else 1e-6
         slowest = costs.num_microbatches * (
             whole.max() + costs.forward_ms.sum() + costs.backward_ms.sum()
         )
+        self.most_ms = 1e3 * (slowest + float(costs.end_ms.max()) + 1)
         for _ in range(200):
             self.prices = even_prices(capacity_of(self.bounds, threshold_ms))
             if not self._excludes(threshold_ms, 60):
                 return threshold_ms
-            if threshold_ms > 1e3 * (slowest + costs.end_ms.max() + 1):
+            if threshold_ms > self.most_ms:
                 return math.inf
             threshold_ms *= 2
         return math.inf
@@ -167,7 +175,9 @@ class ThroughputSearch:
             if chain.is_exact:
                 self._proven(threshold_ms, bound)
             return Answer(None, math.inf, True)
-        answer = search_plan(chain, arcs, bound, runs, cutoff_ms=math.inf, beam=beam)
+        answer = search_plan(
+            chain, arcs, bound, runs, cutoff_ms=math.inf, beam=beam, until=self.found.until
+        )
         if answer.plan is None and answer.is_complete and chain.is_exact:
             self._proven(threshold_ms, None)
         return answer

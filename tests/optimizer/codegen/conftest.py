@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from stagewright.document import sha256_of
 from stagewright.graph import LayerCost, LayerGraph, LayerNode, ModelIdentity
-from stagewright.models import digits_cnn, gpt, resnet
+from stagewright.models import densenet, digits_cnn, experts, gnmt, gpt, inception, resnet, unet
 from stagewright.optimizer.borders import borders_of, inputs_of, stage_layers
 from stagewright.optimizer.codegen.package import GeneratedPackage, generate
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
@@ -283,8 +283,37 @@ class Shapes(nn.Module):
         )
 
 
+class Untraceable(nn.Module):
+    """What torch.fx cannot follow: branches on sizes, zip, parts without gradient, and mode by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(8, 6)
+        self.rnn = nn.LSTM(6, 6, batch_first=True)
+        self.norm = nn.BatchNorm1d(6)
+        self.heads = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        states, _ = self.rnn(self.words(x))
+        states = self.norm(states.transpose(1, 2)).transpose(1, 2)
+        if states.shape[1] > 2 and isinstance(x, Tensor):
+            states = states + torch.tensor([0.5, -0.25])[1]
+        states = functional.dropout(states, 0.3, training=self.training)
+        with torch.no_grad():
+            scale = states.abs().amax(dim=(1, 2), keepdim=True) + 1
+        states = self.attention(states, states, states)[0] / scale
+        for size, head in zip(states.shape[1:], self.heads, strict=True):
+            states = states + torch.cat([head(states), head(states)], -1) / int(size)
+        return {"mean": states.mean(1), "rest": (states.relu_().sum(2),)}
+
+
 def floats(*shape: int) -> Callable[[int], Tensor]:
     return lambda size: torch.randn(size, *shape, generator=torch.Generator().manual_seed(size))
+
+
+def sentences(size: int) -> Tensor:
+    return torch.arange(size * 5).reshape(size, 5) % 8
 
 
 def tokens(size: int) -> Tensor:
@@ -303,9 +332,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "bare": (Bare, floats(5)),
     "custom": (WithCustom, floats(4)),
     "shapes": (Shapes, floats(5, 6)),
+    "untraceable": (Untraceable, sentences),
     "digits_cnn": (digits_cnn.build, digits_cnn.example_input),
     "resnet": (resnet.build, resnet.example_input),
     "gpt": (lambda: gpt.Gpt(16, 2, 2, 0.1), gpt.example_input),
+    "densenet": (densenet.build_small, densenet.example_input),
+    "inception": (inception.build_small, inception.example_input),
+    "unet": (unet.build_small, unet.example_input),
+    "gnmt": (gnmt.build_small, gnmt.example_input),
+    "experts": (experts.build_small, experts.example_input),
 }
 
 

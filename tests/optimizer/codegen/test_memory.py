@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stagewright.optimizer.codegen.layout import flat
 from stagewright.optimizer.codegen.memory import clone_expression
 from stagewright.value import (
     MappingSpec,
@@ -59,7 +60,7 @@ def test_a_clone_is_a_copy_of_every_tensor_in_a_value() -> None:
         ),
     )
     value = ({'a"': torch.rand(2)}, [torch.rand(2), 1])
-    found = eval(clone_expression("value", spec), {"value": value})  # noqa: S307
+    found = eval(flat(clone_expression("value", spec)), {"value": value})  # noqa: S307
     torch.testing.assert_close(found, value)
     assert type(found) is tuple and type(found[1]) is list
     assert found[0]['a"'] is not value[0]['a"'] and found[1][0] is not value[1][0]

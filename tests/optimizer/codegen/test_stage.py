@@ -21,7 +21,7 @@ from stagewright.value import NumberSpec, Size, size_at
 
 NAMES = (
     "skips", "several inputs", "in place", "shared", "bare", "custom", "shapes",
-    "digits_cnn", "resnet", "gpt",
+    "untraceable", "digits_cnn", "resnet", "gpt",
 )  # fmt: skip
 """Of the models in conftest.py."""
 

@@ -11,12 +11,14 @@ from stagewright.optimizer.costs.cost import (
     deal_counts,
     gradient_sum_ms,
     memory_bytes,
+    message_bytes,
     state_copies,
     transfer_ms,
     unit_bytes,
     units_held,
     update_ms,
 )
+from stagewright.program import GRADIENTS_UNDERWAY
 from stagewright.schedule import Pipeline, Worker
 from stagewright.scheduling import units_allowed
 
@@ -72,16 +74,23 @@ def test_memory_is_the_sum_of_its_parts() -> None:
         buffer_bytes=7.0,
         unit_bytes=10.0,
         rerun_bytes=5.0,
-        gradient_message_bytes=3.0,
+        message_bytes=3.0,
+        working_bytes=2.0,
         copies=2,
         units=4.0,
     )
-    assert found == 100 + 3 * 80 + 7 + 40 + 5 + 3
+    assert found == 100 + 3 * 80 + 7 + 40 + 5 + 3 + 2
 
 
-def test_a_stage_that_runs_forward_again_keeps_a_unit_s_inputs_and_one_unit_s_results() -> None:
-    assert unit_bytes(6.0, 20.0, False) == (26.0, 0.0)
-    assert unit_bytes(6.0, 20.0, True) == (6.0, 20.0)
+def test_a_stage_that_runs_forward_again_keeps_messages_of_units_and_one_unit_s_results() -> None:
+    assert unit_bytes(6.0, 16.0, 4.0, False) == (26.0, 0.0)
+    assert unit_bytes(6.0, 16.0, 4.0, True) == (10.0, 16.0)
+
+
+def test_messages_beside_the_units_in_flight_are_those_that_the_schedule_has_on_their_way() -> None:
+    assert message_bytes("forward", 5.0, 0.0, 0.0) == 0.0
+    assert message_bytes("gpipe", 5.0, 3.0, 7.0) == 3 + 2 * 7
+    assert message_bytes("1f1b", 5.0, 3.0, 7.0) == 5 + (1 + GRADIENTS_UNDERWAY) * 3 + 2 * 7
 
 
 def test_the_update_is_shared_out_by_trained_bytes() -> None:

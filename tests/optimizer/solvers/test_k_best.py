@@ -50,7 +50,8 @@ def test_the_k_best_are_the_first_k_of_all_plans(
             key = signature(problem, choices)
             values[key] = min(found.value_ms, values.get(key, found.value_ms))
     for count in (1, 7, 10_000):
-        ranked = k_best(problem, best, count)
+        ranked, is_whole = k_best(problem, best, count)
+        assert is_whole
         expected = sorted(values.values())[:count]
         assert [solution.value_ms for solution in ranked] == pytest.approx(expected, rel=1e-8)
         assert len({signature(problem, s.stages) for s in ranked}) == len(ranked)

@@ -47,17 +47,22 @@ def _random_chain(seed: int) -> Chain:
     weights, saved = _runs(rng.integers(0, 50, size)), _runs(rng.integers(1, 20, size))
     memory = rng.choice([30, 80, 150, 10_000], kinds)
     fits = [np.clip((m - weights) // np.maximum(saved, 1), 0, num_microbatches) for m in memory]
+    ends = [_runs(rng.uniform(0, 0.2, size)) for _ in range(kinds)]
     replicas, replicas_for = replica_steps(num_microbatches, min(num_microbatches, counts.max()))
     costs = Costs(
-        num_layers=size,
+        num_cuts=size,
+        is_chain=True,
         num_microbatches=num_microbatches,
         is_step_time=bool(rng.random() < 0.5),
         waits=bool(rng.random() < 0.3),
         holds_all=bool(rng.random() < 0.2),
         counts=counts.astype(np.int64),
+        type_of=np.arange(kinds),
+        hourly=np.zeros(kinds),
+        budget=math.inf,
         most=np.minimum(counts, num_microbatches).astype(np.int64),
         compute_ms=compute,
-        end_ms=np.array([_runs(rng.uniform(0, 0.2, size)) for _ in range(kinds)]),
+        end_ms=np.array(ends),
         own_bytes=weights,
         forward_ms=forward,
         backward_ms=backward,
@@ -70,21 +75,48 @@ def _random_chain(seed: int) -> Chain:
         replicas_for=replicas_for,
     )
     max_stages = int(rng.integers(1, 4)) if rng.random() < 0.2 else 0
-    return Chain(("a", "b", "c")[:kinds], costs, max_stages, True)
+    if rng.random() < 0.3:
+        costs = _with_recompute(costs, weights, saved, memory)
+    chain = Chain(("a", "b", "c")[:kinds], costs, max_stages, True)
+    if rng.random() < 0.3:
+        hourly = rng.choice([0.0, 1.0, 2.5, 4.0], kinds)
+        chain = chain.within(hourly, float(rng.uniform(0.1, 1.1) * (hourly @ counts)))
+    return chain
+
+
+def _with_recompute(
+    costs: Costs, weights: NDArray[Any], saved: NDArray[Any], memory: NDArray[Any]
+) -> Costs:
+    """Return costs with every type once more, for stages that run forward again."""
+    unit, num = np.maximum(saved // 3, 1), costs.num_microbatches
+    fits = [np.clip((limit - weights - saved) // unit, 0, num).astype(np.int64) for limit in memory]
+    return costs._replace(
+        type_of=np.tile(costs.type_of, 2),
+        most=np.tile(costs.most, 2),
+        near=np.tile(costs.near, 2),
+        inside=np.tile(costs.inside, 2),
+        end_ms=np.tile(costs.end_ms, (2, 1, 1)),
+        compute_ms=np.concatenate([costs.compute_ms, costs.compute_ms * 1.3]),
+        fits=np.concatenate([costs.fits, np.array(fits)]),
+    )
 
 
 def _every_plan(chain: Chain, first: int, free: tuple[int, ...], stages: int = 0) -> Iterator[Rows]:
     """Yield every plan of the layers from one on."""
     costs = chain.costs
-    if first == costs.num_layers:
+    if first == costs.num_cuts:
         yield ()
         return
     if chain.max_stages and stages == chain.max_stages:
         return
-    for last in range(first + 1, costs.num_layers + 1):
-        for kind, left in enumerate(free):
+    for last in range(first + 1, costs.num_cuts + 1):
+        for kind, one in enumerate(costs.type_of.tolist()):
+            left = free[one]
             for count in range(1, min(left, costs.num_microbatches) + 1):
-                rest = (*free[:kind], left - count, *free[kind + 1 :])
+                rest = (*free[:one], left - count, *free[one + 1 :])
+                used = costs.counts - np.array(rest)
+                if used @ costs.hourly > costs.budget * (1 + 1e-12):
+                    continue
                 for tail in _every_plan(chain, last, rest, stages + 1):
                     yield ((first, last, kind, count), *tail)
 

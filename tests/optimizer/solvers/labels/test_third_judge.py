@@ -23,8 +23,8 @@ RandomChain = Callable[[int], Chain]
 BestValue = Callable[[Chain], float]
 PlanValue = Callable[[Chain, Sequence[Sequence[int]]], float]
 
-BLOCKS = 10
 CASES = int(os.environ.get("STAGEWRIGHT_FUZZ_EXAMPLES", "100")) * 2
+BLOCKS = max(10, CASES // 100)
 SCALE = 10**6
 """Times are whole nanoseconds."""
 
@@ -43,14 +43,14 @@ class Programme:
         self.slowest = self.model.new_int_var(0, scaled(most_ms), "slowest")
         self.behind_ms = [
             self.model.new_int_var(0, scaled(most_ms), f"behind {layer}")
-            for layer in range(self.costs.num_layers + 1)
+            for layer in range(self.costs.num_cuts + 1)
         ]
         self.leaving: dict[tuple[int, int], list[cp_model.IntVar]] = defaultdict(list)
         self.arriving: dict[tuple[int, int], list[cp_model.IntVar]] = defaultdict(list)
         self.used: dict[int, list[cp_model.LinearExprT]] = defaultdict(list)
 
     def build(self) -> cp_model.CpModel:
-        size, devices = self.costs.num_layers, int(self.costs.counts.sum())
+        size, devices = self.costs.num_cuts, int(self.costs.counts.sum())
         for first in range(size):
             for last in range(first + 1, size + 1):
                 for kind, free in enumerate(self.costs.most.tolist()):
@@ -67,6 +67,10 @@ class Programme:
                 self.model.add(sum(self.arriving[place]) == 0)
         for kind, used in self.used.items():
             self.model.add(sum(used) <= int(self.costs.counts[kind]))
+        if math.isfinite(self.costs.budget):
+            prices = [scaled(price) for price in self.costs.hourly.tolist()]
+            paid = sum(prices[kind] * one for kind, used in self.used.items() for one in used)
+            self.model.add(paid <= math.floor(self.costs.budget * (1 + 1e-12) * SCALE))
         if self.chain.max_stages:
             arcs = [arc for own in self.leaving.values() for arc in own]
             self.model.add(sum(arcs) <= self.chain.max_stages)
@@ -94,7 +98,7 @@ class Programme:
         arc = self.model.new_bool_var(f"{first}..{last} on {count} x {kind}, {behind}")
         self.leaving[first, behind].append(arc)
         self.arriving[last, behind - count].append(arc)
-        self.used[kind].append(count * arc)
+        self.used[int(costs.type_of[kind])].append(count * arc)
         latency = scaled(replica + (0.0 if costs.waits else sum(messages)))
         after = self.behind_ms[last]
         self.model.add(self.behind_ms[first] == after + latency).only_enforce_if(arc)

@@ -1,0 +1,1 @@
+"""Graphs that branch: where they may be cut, and sums over what lies between two cuts."""

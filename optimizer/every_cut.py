@@ -1,0 +1,77 @@
+"""Graphs whose cuts are too many to search all: plans made better close by, and a bound for every cut."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from stagewright.plan import EveryCut
+
+from .problem import MS_PER_HOUR, Problem
+from .solvers.fluid import METHOD, every_cut_bound
+from .solvers.solution import Solution
+
+FIRST_PART = 0.6
+"""Of the time, for the search over cuts spread evenly; the rest is for those close to its plan's."""
+MOST_ROUNDS = 3
+WORTH_A_ROUND = 1e-3
+"""Another search close by if the last one made the plan better by this part."""
+
+Solve = Callable[[Problem, float | None], Solution | None]
+Found = tuple[Solution, Problem] | None
+
+
+def solve_thinned(problem: Problem, time_limit_s: float | None, solve: Solve) -> Found:
+    """Return the best plan over thinned cuts, then over cuts close to its own; None if none was found.
+
+    Its bound is 0: what is known is the bound for every cut.
+    """
+    started = time.perf_counter()
+    solution = solve(problem, None if time_limit_s is None else FIRST_PART * time_limit_s)
+    if solution is None:
+        return None
+    best, where = solution, problem
+    for _ in range(MOST_ROUNDS):
+        left_s = None if time_limit_s is None else time_limit_s - (time.perf_counter() - started)
+        if left_s is not None and left_s < 0:
+            break
+        closer = replace(problem, around=stage_of_layers(where, best))
+        found = solve(closer, left_s)
+        if found is None or found.value_ms >= best.value_ms:
+            break
+        gain = 1 - found.value_ms / best.value_ms
+        best, where = found, closer
+        if gain < WORTH_A_ROUND:
+            break
+    best = replace(
+        best,
+        bound_ms=0.0,
+        space=f"{solution.space}; then cuts close to the best plan's; the bound is for every cut",
+        certificate=None,
+    )
+    return best, where
+
+
+def stage_of_layers(problem: Problem, solution: Solution) -> tuple[int, ...]:
+    """Return the number of the stage of each layer of the chain."""
+    stages = [0] * len(problem.chain)
+    for number, choice in enumerate(solution.stages):
+        for layer in problem.cuts.held(choice.first, choice.last):
+            stages[layer] = number
+    return tuple(stages)
+
+
+def every_cut_of(
+    problems: Sequence[Problem], solution: Solution, value: float
+) -> tuple[float, EveryCut | None]:
+    """Return a bound for every cut of the graph; and what to say of it if only some were searched.
+
+    Args:
+        problems: one per micro-batch size.
+        value: of the plan under the closed formula, as reported; the bound is in its unit.
+    """
+    unit = 1000 / MS_PER_HOUR if problems[0].objective == "cost" else 1.0
+    bounds = [every_cut_bound(p, value / unit, mixes_types=solution.mixes_types) for p in problems]
+    bound = min(value, unit * min(bounds))
+    if all(problem.cuts.is_complete for problem in problems):
+        return bound, None
+    return bound, EveryCut(lower_bound=bound, method=METHOD)

@@ -1,0 +1,39 @@
+"""A search is told to stop when time is up, and when the user interrupts."""
+
+import _thread
+import math
+import time
+
+import pytest
+
+from stagewright.optimizer.costs.cost import IntArray
+from stagewright.optimizer.solvers.labels.stop import stoppable
+
+
+def until_told(flag: IntArray) -> str:
+    while not flag[0]:
+        time.sleep(0.001)
+    return "told"
+
+
+def interrupted(flag: IntArray) -> str:
+    _thread.interrupt_main()
+    return until_told(flag)
+
+
+def test_a_search_that_would_not_end_is_told_when_time_is_up() -> None:
+    assert stoppable(until_told, time.perf_counter()) == "told"
+
+
+def test_a_search_that_ends_is_not_told() -> None:
+    assert stoppable(lambda flag: int(flag[0]), math.inf) == 0
+
+
+def test_an_interruption_is_raised_when_the_search_has_ended() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stoppable(interrupted, math.inf)
+
+
+def test_an_error_of_the_search_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        stoppable(lambda flag: 1 // int(flag[0] * 0), math.inf)
