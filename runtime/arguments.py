@@ -8,20 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from stagewright.document import InputError
-from stagewright.scheduling import SCHEDULES
+from stagewright.plan import Plan
+from stagewright.program import check
+from stagewright.schedule import Schedule
+from stagewright.schedule_csv import load_schedule
+from stagewright.scheduling import TRAINING_SCHEDULES
 
+from .precision import PRECISIONS
 from .updating import RATE_SCHEDULES
+from .watching.step_trace import StepRange
+from .watching.watch import WatchOptions
+from .watching.writers import demand_tensorboard
 
 LONGEST_TIMEOUT_S = 86400.0
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *(
         (n, lambda v: v >= 1, "at least 1")
-        for n in ("epochs", "max_steps", "checkpoint_every", "keep")
+        for n in ("epochs", "max_steps", "checkpoint_every", "keep", "update_window")
     ),
     *(
         (n, lambda v: 0 <= v < math.inf, "a finite number from 0")
         for n in ("lr", "momentum", "weight_decay")
     ),
+    ("watch_every", lambda v: v >= 1, "at least 1"),
     ("warm_up", lambda v: v >= 0, "at least 0"),
     ("clip_norm", lambda v: 0 < v < math.inf, "a finite number above 0"),
     (
@@ -51,31 +60,24 @@ def make_parser() -> argparse.ArgumentParser:
     add("--task", required=True, help="package.module or path/to/file.py with loss and dataset")
     add("--epochs", type=int, default=1)
     add("--max-steps", type=int, help="stop after so many steps in all")
-    add("--schedule", choices=SCHEDULES, help="default: the plan's; the plan predicts its own only")
+    _add_schedule(parser)
     _add_update(parser)
     add("--seed", type=int, default=0)
     add("--dtype", choices=["float32", "float64"], help="default: the plan's")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="bf16, fp16: mixed, parameters stay float32; default: as the plan was profiled",
+    )
     add(
         "--weights",
         type=Path,
         help="safetensors to start from; default: the task's model under the seed",
     )
     add("--output", type=Path, help="write the trained weights here (safetensors, original names)")
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="FOLDER",
-        help="save checkpoints here; all ranks must see it",
-    )
-    add("--checkpoint-every", type=int, metavar="STEPS", help="default: at the end of every epoch")
-    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on from the newest checkpoint in --checkpoint, if any",
-    )
+    _add_checkpoints(parser)
     add("--no-evaluation", action="store_true", help="do not evaluate on the held-out split")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    _add_places(parser)
     add(
         "--timeout",
         type=float,
@@ -83,9 +85,74 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="longest wait for another rank in a step or a checkpoint",
     )
-    add("--report", type=Path, help="write measured against predicted here (JSON)")
+    add(
+        "--report", type=Path, help="write measured against predicted here: JSON, or a page (.html)"
+    )
+    _add_watching(parser)
+    add(
+        "--no-overlap",
+        action="store_true",
+        help="sum the replicas' gradients after the last backward, not beside it",
+    )
     add("--json", action="store_true", help="print one JSON object (docs/formats.md), on rank 0")
     return parser
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose another schedule than the plan's."""
+    add = parser.add_argument
+    add(
+        "--schedule",
+        choices=TRAINING_SCHEDULES,
+        help="default: the plan's; the plan predicts its own only",
+    )
+    add(
+        "--schedule-file",
+        type=Path,
+        metavar="FILE",
+        help="run these rows instead: CSV as torchtitan's (.csv), or as stagewright schedule prints them",
+    )
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """Add where and when checkpoints are saved."""
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="save checkpoints here; all ranks must see it",
+    )
+    add("--checkpoint-every", type=int, metavar="STEPS", help="default: at the end of every epoch")
+    add(
+        "--checkpoint-async",
+        action="store_true",
+        help="go on training while a checkpoint is written; costs a copy of the rank's state",
+    )
+    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in --checkpoint, if any",
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which of the plan's places this server's processes take."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add(
+        "--server",
+        metavar="NAME",
+        help="this server's name in the plan: its processes take the plan's ranks there, in order "
+        "(default: the ranks that torchrun gives)",
+    )
+    add(
+        "--gpu",
+        action="append",
+        metavar="NAME",
+        help="once for each process of this server: its GPU's name, as torch.cuda.get_device_name says it",
+    )
 
 
 def _add_update(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +172,12 @@ def _add_update(parser: argparse.ArgumentParser) -> None:
         help="one more argument of the optimizer; VALUE is JSON: betas=[0.9,0.95]",
     )
     add(
+        "--update-window",
+        type=int,
+        metavar="MICROBATCHES",
+        help="micro-batches per update, which is a step; default: the plan's number",
+    )
+    add(
         "--lr-schedule",
         choices=RATE_SCHEDULES,
         default="constant",
@@ -117,6 +190,51 @@ def _add_update(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=float, default=0.0)
 
 
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    """Add what shows a run while it runs."""
+    add = parser.add_argument
+    add(
+        "--progress",
+        choices=["auto", "bar", "lines", "none"],
+        default="auto",
+        help="bar: on a terminal (auto); lines: for logs; rank 0's error output",
+    )
+    add("--metrics", type=Path, metavar="FILE", help="write every step's metrics (JSON lines)")
+    add("--tensorboard", type=Path, metavar="FOLDER", help="write them for TensorBoard")
+    add(
+        "--watch-every",
+        type=int,
+        default=10,
+        metavar="STEPS",
+        help="gather the metrics of all ranks every so many steps (they are of each step)",
+    )
+    add(
+        "--profile-steps",
+        nargs=2,
+        metavar=("FIRST:LAST", "FOLDER"),
+        help="trace these steps, counted from 1, with torch.profiler: FOLDER/rank0.trace.json, ...",
+    )
+
+
+def watch_options(args: argparse.Namespace) -> WatchOptions:
+    """Return what to show of a run.
+
+    Raises:
+        InputError: the steps to trace are none, or TensorBoard is not installed.
+    """
+    if args.tensorboard is not None:
+        demand_tensorboard()
+    traced, folder = args.profile_steps or (None, None)
+    return WatchOptions(
+        metrics=args.metrics,
+        tensorboard=args.tensorboard,
+        lines=args.progress == "lines",
+        every=args.watch_every,
+        traced=traced and StepRange.parse(traced),
+        trace_folder=folder and Path(folder),
+    )
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise InputError if a number of the command line is out of its range."""
     for name, is_good, expected in RANGES:
@@ -124,6 +242,24 @@ def check_numbers(args: argparse.Namespace) -> None:
         if value is not None and not is_good(value):
             option = name.replace("_", "-")
             raise InputError(f"--{option} is {value}, expected {expected}")
+
+
+def rows_of_file(args: argparse.Namespace, plan: Plan) -> Schedule | None:
+    """Return the user's own schedule, checked before any process waits for another; None without one.
+
+    Raises:
+        InputError: it cannot be read, does not fit the plan, or deadlocks.
+    """
+    if args.schedule_file is None:
+        return None
+    if args.schedule is not None:
+        raise InputError("--schedule and --schedule-file name two schedules; leave one out")
+    rows = load_schedule(args.schedule_file)
+    try:
+        check(plan.pipeline(args.update_window), rows)
+    except InputError as error:
+        raise InputError(f"{args.schedule_file}: {error}") from None
+    return rows
 
 
 def optimizer_options(words: Sequence[str]) -> tuple[tuple[str, Any], ...]:

@@ -13,8 +13,7 @@ from stagewright.allocation import keep_freed_memory
 from stagewright.document import InputError, demand_writable, write_atomically
 from stagewright.task import load_task
 
-from .arguments import check_numbers, make_parser, optimizer_options
-from .execution.values import ValueMismatchError
+from .arguments import check_numbers, make_parser, optimizer_options, rows_of_file, watch_options
 from .faults import (
     INTERRUPTED_STATUS,
     PEER_LOST_STATUS,
@@ -22,11 +21,17 @@ from .faults import (
     end_on_termination,
     end_rank,
 )
+from .messages.values import ValueMismatchError
+from .places import rank_on_server
 from .report import RunReport, format_report, make_report
-from .session import Session, Settings
+from .session import Session
+from .settings import Settings
 from .storage.package import load_package
 from .storage.weights import save_tensors
-from .trainer import History, TrainingOptions, describe, train
+from .trainer import History, TrainingOptions, train
+from .watching.page import RunFile, page_of
+from .watching.writers import epoch_text
+from .whereabouts import Whereabouts
 from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
 
 
@@ -36,34 +41,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_numbers(args)
     rank, size, local_rank = ranks_started(os.environ)
+    whereabouts = Whereabouts(f"rank {rank}")
     if size == 1:
-        return _run(args, rank, size, local_rank)
+        return _run(args, rank, size, local_rank, whereabouts)
     try:
-        status = _run(args, rank, size, local_rank)
+        status = _run(args, rank, size, local_rank, whereabouts)
     except InputError as error:
-        end_rank(f"stagewright train: rank {rank}: {error}", 2)
+        end_rank(f"stagewright train: {whereabouts}: {error}", 2)
     except PeerLostError as error:
-        end_rank(f"stagewright train: rank {rank}: {error}", PEER_LOST_STATUS)
+        end_rank(f"stagewright train: {whereabouts}: {error}", PEER_LOST_STATUS)
     except ValueMismatchError as error:
-        end_rank(f"stagewright train: rank {rank}: {error}; profile, plan and generate again", 2)
+        end_rank(f"stagewright train: {whereabouts}: {error}; profile, plan and generate again", 2)
     except KeyboardInterrupt:
-        end_rank(f"stagewright train: rank {rank}: interrupted", INTERRUPTED_STATUS)
-    except BaseException:  # noqa: BLE001 - the other ranks must not wait for this one, whatever it met
+        end_rank(f"stagewright train: {whereabouts}: interrupted", INTERRUPTED_STATUS)
+    except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
         traceback.print_exc()
-        end_rank(f"stagewright train: rank {rank}: failed, see the traceback above", 1)
+        end_rank(
+            f"stagewright train: {whereabouts}: failed with {type(error).__name__}, see the traceback above",
+            1,
+        )
     return status
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raise InputError if a file that is written at the end cannot be written: before training, not after."""
     folder = args.checkpoint
-    for path in (args.output, args.report, folder and folder / "checkpoint.json"):
+    board = args.tensorboard
+    files = (args.output, args.report, args.metrics, board and board / "events")
+    for path in (*files, folder and folder / "checkpoint.json"):
         if path is not None:
             demand_writable(path)
 
 
-def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int:
+def _run(
+    args: argparse.Namespace, rank: int, size: int, local_rank: int, whereabouts: Whereabouts
+) -> int:
     keep_freed_memory()
+    options = _training_options(args)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     package = load_package(args.directory)
     check_world_size(package.plan, size)
@@ -71,10 +85,15 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
     for name in ("loss", "dataset"):
         task.function(name)
     if size > 1:
-        end_on_termination(rank)
+        end_on_termination(whereabouts)
+    if args.server is not None:
+        rank = rank_on_server(package.plan, args.server, local_rank, os.environ)
+        whereabouts.place = f"rank {rank} on server {args.server}"
     if rank == 0:
         _check_outputs(args)
-    world = join_world(rank, size, choose_device(args.device, local_rank), args.timeout)
+    rows = rows_of_file(args, package.plan)
+    device = choose_device(args.device, local_rank, args.gpu)
+    world = join_world(rank, size, device, args.timeout, whereabouts)
     settings = Settings(
         optimizer=args.optimizer,
         optimizer_options=optimizer_options(args.optimizer_option),
@@ -86,21 +105,18 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
         weight_decay=args.weight_decay,
         seed=args.seed,
         schedule=args.schedule,
+        update_window=args.update_window,
+        rows=rows,
         dtype=args.dtype,
+        precision=args.precision,
+        overlap=not args.no_overlap,
         weights=args.weights,
+        measure_memory=args.report is not None,
     )
     session = Session(package, task, world, settings)
-    options = TrainingOptions(
-        epochs=args.epochs,
-        max_steps=args.max_steps,
-        checkpoint_folder=args.checkpoint,
-        checkpoint_every=args.checkpoint_every,
-        keep=args.keep,
-        resume=args.resume,
-        evaluate=not args.no_evaluation,
-    )
-    history = train(session, options, progress=rank == 0 and sys.stderr.isatty())
-    if args.output is not None:
+    shows_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
+    history = train(session, options, progress=rank == 0 and shows_bar)
+    if args.output is not None and not history.stopped:
         weights = session.final_weights()
         if weights is not None:
             save_tensors(
@@ -113,6 +129,20 @@ def _run(args: argparse.Namespace, rank: int, size: int, local_rank: int) -> int
     return 0
 
 
+def _training_options(args: argparse.Namespace) -> TrainingOptions:
+    return TrainingOptions(
+        epochs=args.epochs,
+        max_steps=args.max_steps,
+        checkpoint_folder=args.checkpoint,
+        checkpoint_every=args.checkpoint_every,
+        keep=args.keep,
+        checkpoint_async=args.checkpoint_async,
+        resume=args.resume,
+        evaluate=not args.no_evaluation,
+        watch=watch_options(args),
+    )
+
+
 def _step(history: History) -> int:
     return history.first_step + len(history.losses)
 
@@ -120,14 +150,20 @@ def _step(history: History) -> int:
 def _print_result(args: argparse.Namespace, history: History, report: RunReport) -> None:
     content = msgspec.json.encode({"history": history, "report": report})  # not finite: null
     if args.report is not None:
-        write_atomically(args.report, msgspec.json.format(content, indent=1) + b"\n")
+        if args.report.suffix == ".html":
+            page = page_of(msgspec.json.decode(content, type=RunFile))
+            write_atomically(args.report, page.encode())
+        else:
+            write_atomically(args.report, msgspec.json.format(content, indent=1) + b"\n")
     if args.json:
         print(content.decode())
         return
     if history.first_step:
         print(f"resumed after step {history.first_step}")
     for result in history.epochs:
-        print(describe(result))
+        print(epoch_text(result))
     print(format_report(report))
-    if args.output is not None:
+    if history.stopped:
+        print(f"stopped after step {_step(history)} as asked; go on with --resume")
+    elif args.output is not None:
         print(f"wrote {args.output}")

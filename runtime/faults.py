@@ -1,6 +1,8 @@
 """Faults: a dead or stuck peer ends the run with one clear line on every rank."""
 
 import os
+import re
+import select
 import signal
 import sys
 import threading
@@ -10,10 +12,14 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from .whereabouts import Whereabouts
+
 PEER_LOST_STATUS = 3
 """Exit status of a rank that gave up because of another rank."""
 
 
+_SOURCE_LINE = re.compile(r"\A\[[^\]\s]*:\d+\]\s*")
+"""Where in its own sources gloo met an error."""
 INTERRUPTED_STATUS = 130
 """Exit status of a rank that was interrupted (Ctrl-C), as shells have it."""
 
@@ -37,7 +43,8 @@ def waiting_for(what: str) -> Iterator[None]:
         dist.DistStoreError,
         RuntimeError,
     ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = _SOURCE_LINE.sub("", str(error).strip())
+        reason = text.splitlines()[0] if text else type(error).__name__
         raise PeerLostError(f"lost a peer while waiting for {what} ({reason[:160]})") from error
 
 
@@ -48,27 +55,39 @@ def end_rank(message: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-def end_on_termination(rank: int) -> None:
+LAUNCHER_CHECK_S = 1.0
+"""How often a rank looks whether the torchrun that started it is still there."""
+
+
+def end_on_termination(whereabouts: Whereabouts) -> None:
     """End this rank with one line when it is told to stop, even while it waits inside the backend.
 
     A Python signal handler runs only between two instructions of the main thread, which may sit in a wait
-    of the backend; so the signal's number goes to a pipe that a thread of its own reads.
+    of the backend; so the signal's number goes to a pipe that a thread of its own reads. The thread also ends
+    the rank when the torchrun that started it is gone: nobody else would.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def watch() -> None:
         while True:
-            numbers = os.read(reader, 64)
+            ready, _, _ = select.select([reader], [], [], LAUNCHER_CHECK_S)
+            numbers = os.read(reader, 64) if ready else b""
             if signal.SIGINT in numbers:
-                end_rank(f"stagewright train: rank {rank}: interrupted", INTERRUPTED_STATUS)
+                end_rank(f"stagewright train: {whereabouts}: interrupted", INTERRUPTED_STATUS)
             if signal.SIGTERM in numbers:
                 end_rank(
-                    f"stagewright train: rank {rank}: told to stop (SIGTERM): another rank failed or the "
+                    f"stagewright train: {whereabouts}: told to stop (SIGTERM): another rank failed or the "
                     "launcher was stopped",
+                    PEER_LOST_STATUS,
+                )
+            if launcher is not None and os.getppid() != launcher:
+                end_rank(
+                    f"stagewright train: {whereabouts}: the torchrun that started it is gone",
                     PEER_LOST_STATUS,
                 )
 

@@ -2,30 +2,35 @@
 
 It checks a prediction for many ranks on a small machine, and a network before a run. Computations take what
 the plan predicts, by sleeping; so do gradient sums and updates. Messages are real: as many bytes between the
-same ranks in the same order as in training.
+same ranks in the same order as in training. Without flush the steps are windows of one run, from update to
+update.
 """
 
+import itertools
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from stagewright.document import Record
-from stagewright.plan import Plan, ReplicaPrediction
-from stagewright.program import Send
-from stagewright.scheduling import make_schedule
+from stagewright.flushless import FLUSHLESS, without_flush
+from stagewright.plan import Border, Plan, ReplicaPrediction
+from stagewright.program import Instruction, Send
+from stagewright.schedule import Pipeline
+from stagewright.scheduling import make_schedule, windows_to_fill
 from stagewright.value import tensors_of
 
-from .execution.exchange import Exchange
 from .execution.executor import Executor, rank_program
 from .execution.randomness import LayerSeeds
 from .execution.stage import Values
-from .execution.values import Precision, empty_like_spec
 from .faults import waiting_for
+from .messages.exchange import Exchange
+from .messages.values import Payload, Precision, planned_layout
 from .world import World
 
 WARM_UP_STEPS = 2
@@ -50,13 +55,38 @@ class Replay(Record):
     traffic: tuple[Traffic, ...]
 
 
+class Sleeper:
+    """Sleeps in place of computing, in all as long as it is told to.
+
+    An operating system wakes a process too late, by a tenth of a millisecond or, where many ranks share a
+    processor, by more. A device would not: what one sleep took too long, the next one is shortened by.
+    """
+
+    def __init__(self) -> None:
+        self._late_s = 0.0
+
+    def sleep_until(self, start_s: float, duration_ms: float) -> None:
+        """Sleep until a duration after a start (of time.perf_counter) is over."""
+        end_s = start_s + duration_ms / 1e3 - self._late_s
+        left_s = end_s - time.perf_counter()
+        if left_s > 0:
+            time.sleep(left_s)
+        self._late_s = time.perf_counter() - end_s
+
+
 class SleepingStage:
     """A stage that sleeps as long as its plan predicts and sends tensors of the right sizes."""
 
     def __init__(
-        self, index: int, plan: Plan, predicted: ReplicaPrediction, device: torch.device
+        self,
+        index: int,
+        plan: Plan,
+        predicted: ReplicaPrediction,
+        device: torch.device,
+        sleeper: Sleeper,
     ) -> None:
         self.index = index
+        self._sleeper = sleeper
         self._plan = plan
         self._predicted = predicted
         self._precision = Precision(plan.dtype, plan.dtype)
@@ -71,49 +101,50 @@ class SleepingStage:
         microbatch: int,
         batch_size: int,
         inputs: Values,
-        received: dict[int, list[torch.Tensor]],
+        received: dict[int, Payload],
         finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, list[torch.Tensor]]:
-        _sleep(self._predicted.forward_ms)
-        return {
-            border.target: self._tensors(border.source, border.target, batch_size, backward=False)
+    ) -> dict[int, Payload]:
+        start_s = time.perf_counter()
+        outputs = {
+            border.target: self._payload(border, batch_size)
             for border in self._plan.borders
             if border.source == self.index
         }
+        self._sleeper.sleep_until(start_s, self._predicted.forward_ms)
+        return outputs
 
     def backward(
         self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
-        _sleep(self._predicted.backward_ms)
-        return self._gradients()
+        return self._gradients(self._predicted.backward_ms)
 
     def backward_of_inputs(
         self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
-        _sleep(self._predicted.backward_ms / 2)
-        return self._gradients()
+        return self._gradients(self._predicted.backward_ms / 2)
 
     def backward_of_weights(self, microbatch: int) -> None:
-        _sleep(self._predicted.backward_ms / 2)
+        self._sleeper.sleep_until(time.perf_counter(), self._predicted.backward_ms / 2)
 
-    def _gradients(self) -> dict[int, list[torch.Tensor]]:
-        size = self._plan.microbatch_size
-        return {
-            border.source: self._tensors(border.source, border.target, size, backward=True)
+    def _gradients(self, duration_ms: float) -> dict[int, list[torch.Tensor]]:
+        """Return what goes back after a duration."""
+        start_s, size = time.perf_counter(), self._plan.microbatch_size
+        gradients = {
+            border.source: self._payload(border, size).trained
             for border in self._plan.borders
             if border.target == self.index
         }
+        self._sleeper.sleep_until(start_s, duration_ms)
+        return gradients
 
-    def _tensors(
-        self, source: int, target: int, batch_size: int, *, backward: bool
-    ) -> list[torch.Tensor]:
-        border = next(b for b in self._plan.borders if (b.source, b.target) == (source, target))
+    def _payload(self, border: Border, batch_size: int) -> Payload:
+        """Return a message of a border's size, estimated where it is ragged, of any content."""
         specs = [spec for value in border.values for spec in tensors_of(value.spec)]
-        return [
-            empty_like_spec(spec, batch_size, self._precision, self._device)
-            for spec in specs
-            if spec.requires_grad or not backward
-        ]
+        layout = planned_layout(specs, batch_size, self._precision)
+        return Payload(
+            [torch.empty(part.shape, dtype=part.dtype, device=self._device) for part in layout],
+            [part.with_gradient for part in layout],
+        )
 
 
 class _NoData:
@@ -132,35 +163,91 @@ class _NoData:
         return None
 
 
+class _Run:
+    """Runs programs and measures, in ms, what this rank's steps take."""
+
+    def __init__(
+        self, plan: Plan, world: World, executor: Executor, sleeper: Sleeper, end_ms: float
+    ) -> None:
+        """end_ms is the predicted gradient sum and update."""
+        self._plan, self._world, self._executor = plan, world, executor
+        self._sleeper, self._end_ms = sleeper, end_ms
+
+    def steps(
+        self, pipeline: Pipeline, program: Sequence[Instruction], num_steps: int
+    ) -> list[float]:
+        """Return the times of some steps with flush."""
+        times_ms = []
+        for step in range(WARM_UP_STEPS + num_steps):
+            if self._world.control is not None:
+                with waiting_for("all ranks to start a step"):
+                    dist.barrier(group=self._world.control)
+            start_s = time.perf_counter()
+            self._executor.run(pipeline, program, _NoData(self._plan), step, None)
+            self._sleeper.sleep_until(time.perf_counter(), self._end_ms)
+            times_ms.append((time.perf_counter() - start_s) * 1e3)
+        return times_ms[WARM_UP_STEPS:]
+
+    def windows(self, name: str, num_windows: int) -> list[float]:
+        """Return the times from update to update in the steady state of a run without flush."""
+        one = self._plan.pipeline()
+        fill = max(WARM_UP_STEPS, windows_to_fill(one))
+        pipeline = replace(
+            without_flush(name, one, one.num_microbatches),
+            num_microbatches=one.num_microbatches * (num_windows + 2 * fill),
+        )
+        program = rank_program(pipeline, make_schedule(name, pipeline), self._world.rank)
+        group = self._group_of_stage()
+        updated_s: list[float] = []
+
+        def update(window: int) -> None:
+            if group is not None:
+                with waiting_for(f"the replicas of its stage to end window {window}"):
+                    dist.barrier(group=group)
+            self._sleeper.sleep_until(time.perf_counter(), self._end_ms)
+            updated_s.append(time.perf_counter())
+
+        self._executor.run(pipeline, program, _NoData(self._plan), 0, None, update)
+        steady_s = updated_s[fill - 1 : fill + num_windows]
+        return [(after - before) * 1e3 for before, after in itertools.pairwise(steady_s)]
+
+    def _group_of_stage(self) -> dist.ProcessGroup | None:
+        """Return the group of its stage's replicas, if there are several; every rank calls this."""
+        own = None
+        for stage in self._plan.stages:
+            ranks = [replica.rank for replica in stage.replicas]
+            if len(ranks) > 1:
+                group = self._world.group_of(ranks)
+                own = group if self._world.rank in ranks else own
+        return own
+
+
 def replay(plan: Plan, world: World, num_steps: int, schedule: str | None = None) -> Replay | None:
     """Replay some steps; return the comparison on rank 0, None elsewhere.
 
     Raises:
         PeerLostError: another rank died or is stuck.
     """
-    pipeline = plan.pipeline()
-    rows = plan.rows if schedule is None else make_schedule(schedule, pipeline)
-    program = rank_program(pipeline, rows, world.rank)
     own = [
         (index, replica.predicted)
         for index, stage in enumerate(plan.stages)
         for replica in stage.replicas
         if replica.rank == world.rank
     ]
-    stages = {i: SleepingStage(i, plan, predicted, world.device) for i, predicted in own}
+    sleeper = Sleeper()
+    stages = {i: SleepingStage(i, plan, predicted, world.device, sleeper) for i, predicted in own}
     precision = Precision(plan.dtype, plan.dtype)
-    exchange = Exchange(plan.borders, precision, world.device, world.values, world.gradients)
+    exchange = Exchange(plan.borders, precision, world)
     executor = Executor(stages, exchange, LayerSeeds(0), world.device)
     end_ms = sum(predicted.reduce_ms + predicted.update_ms for _, predicted in own)
-    times_ms = []
-    for step in range(WARM_UP_STEPS + num_steps):
-        if world.control is not None:
-            with waiting_for("all ranks to start a step"):
-                dist.barrier(group=world.control)
-        start_s = time.perf_counter()
-        executor.run(pipeline, program, _NoData(plan), step, None)
-        _sleep(end_ms)
-        times_ms.append((time.perf_counter() - start_s) * 1e3)
+    name = schedule or plan.schedule
+    pipeline = plan.pipeline()
+    program = rank_program(pipeline, make_schedule(name, pipeline), world.rank)
+    run = _Run(plan, world, executor, sleeper, end_ms)
+    is_flushless = name in FLUSHLESS
+    times_ms = (
+        run.windows(name, num_steps) if is_flushless else run.steps(pipeline, program, num_steps)
+    )
     sent = [instruction.message for instruction in program if isinstance(instruction, Send)]
     counts = Counter((message.receiver, message.edge, message.forward) for message in sent)
     traffic = Counter[int]()
@@ -169,7 +256,7 @@ def replay(plan: Plan, world: World, num_steps: int, schedule: str | None = None
         specs = exchange.specs_of(edge, forward=forward)
         messages[receiver] += count
         traffic[receiver] += count * sum(s.bytes_at(plan.microbatch_size) for s in specs)
-    result = (times_ms[WARM_UP_STEPS:], [(r, messages[r], traffic[r]) for r in sorted(messages)])
+    result = (times_ms, [(r, messages[r], traffic[r]) for r in sorted(messages)])
     everyone: list[Any] = [result]
     if world.control is not None:
         everyone = [None] * world.size
@@ -189,8 +276,3 @@ def replay(plan: Plan, world: World, num_steps: int, schedule: str | None = None
             for receiver, count, num_bytes in sends
         ),
     )
-
-
-def _sleep(duration_ms: float) -> None:
-    if duration_ms > 0:
-        time.sleep(duration_ms / 1e3)

@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from stagewright.plan import Plan
-from stagewright.scheduling import SCHEDULES
+from stagewright.scheduling import TRAINING_SCHEDULES
 
 from .replay import Replay, replay
 from .world import check_world_size, join_world, leave_world, ranks_started, start_ranks
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="stagewright replay", description=__doc__)
     parser.add_argument("plan", type=Path, help="plan that stagewright optimize wrote")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--schedule", choices=SCHEDULES, help="default: the plan's")
+    parser.add_argument("--schedule", choices=TRAINING_SCHEDULES, help="default: the plan's")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="longest wait")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args(arguments)

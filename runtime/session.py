@@ -6,9 +6,8 @@ losses = session.train_step(data, step=0)      # forward, backward, gradient sum
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stagewright.flushless import FLUSHLESS
 from stagewright.plan import Plan, Replica
 from stagewright.schedule import Schedule
 from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
 from .batches import MicrobatchData
-from .execution.exchange import Exchange
-from .execution.executor import Batches, Executor, Measurement, rank_program
+from .execution.executor import Batches, Executor, Finish, rank_program
 from .execution.randomness import LayerSeeds, seeded
-from .execution.recompute import RecomputingRunner
 from .execution.replicas import Reduction
-from .execution.stage import StageRunner
-from .execution.values import Precision
+from .execution.versions import VersionedRunner
 from .faults import waiting_for
-from .storage.package import StagePackage, build_original, load_package, make_stage, share_tensors
+from .flushless import BatchesOfSteps, WindowTraining, refuse_shared_parameters
+from .memory import PeakMemory
+from .messages.exchange import Exchange
+from .messages.values import Precision
+from .precision import autocast_dtype, make_loss_scaler
+from .settings import Settings
+from .stages import make_runners
+from .step_times import MEASURED_STEPS, StepTimes
+from .storage.package import StagePackage, build_original, load_package
 from .storage.weights import (
     gather_weights,
     load_weights,
@@ -39,57 +44,12 @@ from .storage.weights import (
     tensors_of_stages,
     with_tied_names,
 )
-from .updating import clip_gradients, make_optimizer, rate_at
+from .updating import clip_gradients
+from .whereabouts import place_of
 from .world import World, check_world_size, shake_hands
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train; the same on every rank."""
-
-    optimizer: str = "sgd"
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    """SGD only."""
-    weight_decay: float = 0.0
-    optimizer_options: tuple[tuple[str, Any], ...] = ()
-    """More arguments of the optimizer, by name."""
-    rate_schedule: str = "constant"
-    """How the learning rate changes: updating.rate_at."""
-    warm_up_steps: int = 0
-    clip_norm: float | None = None
-    """Largest norm of all gradients together; None: not clipped."""
-    seed: int = 0
-    schedule: str | None = None
-    """None: the plan's."""
-    dtype: str | None = None
-    """None: the plan's."""
-    weights: Path | None = None
-    """A safetensors file to start from; None: what the task's factory builds under the seed."""
-
-    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
-        """Return the optimizer of one rank's parameters; None if it has none to train."""
-        if not parameters:
-            return None
-        options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
-        if self.optimizer.lower() == "sgd":
-            options["momentum"] = self.momentum
-        return make_optimizer(self.optimizer, parameters, options | dict(self.optimizer_options))
-
-
-MEASURED_STEPS = 1000
-"""Times of the last so many steps are kept for the report: a long training must not fill the memory."""
-
-
-@dataclass
-class StepTimes:
-    """What one training step took on this rank, measured, in seconds."""
-
-    actions: list[Measurement]
-    step_s: float
-    reduce_s: float
-    update_s: float | None = None
-    """None: this rank has nothing to update."""
+GIVEN_ROWS = "given by the user"
+"""The name of a schedule that is given as rows."""
 
 
 class Session:
@@ -104,46 +64,49 @@ class Session:
         plan = package.plan
         check_world_size(plan, world.size)
         self.package, self.task, self.world, self.settings = package, task, world, settings
+        world.whereabouts.place = place_of(plan, world.rank)
         self.measured: deque[StepTimes] = deque(maxlen=MEASURED_STEPS)
         self.num_steps_run = 0
+        self.memory = PeakMemory(world.device, is_wanted=settings.measure_memory)
         shake_hands(world, package.plan_sha256, {"settings": repr(settings)})
         run_dtype = settings.dtype or plan.dtype
         self.dtype = getattr(torch, run_dtype)
-        self._pipeline = plan.pipeline()
+        autocast = autocast_dtype(plan, settings.precision, run_dtype)
+        self.precision = Precision(plan.dtype, run_dtype, plan.autocast, autocast)
+        self.scaler = make_loss_scaler(autocast, self.schedule, world)
+        self._pipeline = plan.pipeline(self.microbatches_per_step)
         self._program = rank_program(self._pipeline, self.rows, world.rank)
-        runners = {
-            index: (RecomputingRunner if stage.recompute else StageRunner)(
-                index,
-                make_stage(package, index, self._original, self.dtype, world.device),
-                plan.borders,
-            )
-            for index, stage in enumerate(plan.stages)
-            if any(replica.rank == world.rank for replica in stage.replicas)
-        }
+        runners = make_runners(
+            package, world.rank, self._original, self.dtype, world.device, self.precision
+        )
         self.modules = [runner.module for runner in runners.values()]
-        share_tensors(self.modules, package.tied)
         self.left_out = self._load_initial_weights()
         """On rank 0 the entries of the original's state dict that no rank holds; else nothing."""
-        seeds = LayerSeeds(settings.seed)
+        seeds = LayerSeeds(settings.seed, self.microbatches_per_step)
         for module in self.modules:
             module.before_random = seeds  # type: ignore[assignment]
-        exchange = Exchange(
-            plan.borders,
-            Precision(plan.dtype, run_dtype),
-            world.device,
-            world.values,
-            world.gradients,
-        )
+        is_flushless = self.schedule in FLUSHLESS
+        versioned = {i: VersionedRunner(r) for i, r in runners.items() if is_flushless}
         self.executor = Executor(
-            runners,
-            exchange,
+            versioned or runners,
+            Exchange(plan.borders, self.precision, world),
             seeds,
             world.device,
             plan.slowdowns.get(self.replica.device_type, 1.0),
+            world.whereabouts,
         )
-        self.reduction = Reduction(self.modules, package.tied, world)
+        stages = {index: runner.module for index, runner in runners.items()}
+        self.reduction = Reduction(stages, package.tied, world)
+        self._overlapped = self.reduction.sums.overlap(self._program) if settings.overlap else {}
         self.optimizer = settings.make_optimizer(list(self.reduction.parameters.values()))
         self._units_since_averaging = 0
+        self.windows: WindowTraining | None = None  # With flush.
+        if is_flushless:
+            refuse_shared_parameters(self.schedule, plan, self.reduction.holders)
+            (runner,) = versioned.values()
+            self.windows = WindowTraining(
+                self.schedule, self._pipeline, world.rank, self.executor, runner, self.reduction
+            )
 
     @classmethod
     def start(cls, directory: Path, task: str, world: World, settings: Settings) -> "Session":
@@ -154,12 +117,28 @@ class Session:
     def plan(self) -> Plan:
         return self.package.plan
 
+    @property
+    def schedule(self) -> str:
+        if self.settings.rows is not None:
+            return GIVEN_ROWS
+        return self.settings.schedule or self.plan.schedule
+
+    @property
+    def microbatches_per_step(self) -> int:
+        """How many an update sums over."""
+        return self.settings.update_window or self.plan.num_microbatches
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in one step."""
+        return self.microbatches_per_step * self.plan.microbatch_size
+
     @cached_property
     def rows(self) -> Schedule:
-        """What every rank does in a training step."""
-        if self.settings.schedule is None:
-            return self.plan.rows
-        return make_schedule(self.settings.schedule, self.plan.pipeline())
+        """What every rank does in a training step that stands alone."""
+        if self.settings.rows is not None:
+            return self.settings.rows
+        return make_schedule(self.schedule, self._pipeline)
 
     @cached_property
     def replica(self) -> Replica:
@@ -176,6 +155,10 @@ class Session:
         """This rank's parameters and buffers by original name."""
         return tensors_of_stages(self.modules)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context that a forward and its loss run in: torch.autocast, or nothing."""
+        return self.precision.context(self.world.device)
+
     def compute_gradients(self, data: Batches, step: int) -> dict[int, float]:
         """Run one step's schedule and sum the gradients; return this rank's losses.
 
@@ -185,43 +168,73 @@ class Session:
         Raises:
             PeerLostError: another rank died or is stuck.
         """
-        sizes = [data.size_of(microbatch) for microbatch in range(self._pipeline.num_microbatches)]
-        total = sum(sizes)
-        loss_of = self.task.function("loss") if self.is_loss_rank else None
         losses: dict[int, torch.Tensor] = {}
-
-        def finish(output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
-            assert loss_of is not None
-            loss: torch.Tensor = loss_of(output, target) * (sizes[microbatch] / total)
-            losses[microbatch] = loss.detach()
-            return loss
-
+        finish = self._weighted_loss(data, losses)
+        self.world.whereabouts.enter(f"step {step + 1}")
+        self.executor.traffic.take()
         start_s = time.perf_counter()
-        measured = self.executor.run(self._pipeline, self._program, data, step, finish)
+        alone = self.windows.standing_alone(self._program) if self.windows else nullcontext()
+        with alone:
+            measured = self.executor.run(
+                self._pipeline, self._program, data, step, finish, around=self._overlapped
+            )
         self._units_since_averaging += sum(m.action.kind == "F" for m in measured)
         reduce_s = time.perf_counter()
         self.reduction.sum_gradients()
+        if self.scaler is not None:
+            self.scaler.unscale(self.reduction.parameters.values())
         end_s = time.perf_counter()
-        self.measured.append(StepTimes(measured, end_s - start_s, end_s - reduce_s))
+        self.measured.append(
+            StepTimes(
+                actions=measured,
+                start_s=start_s,
+                step_s=end_s - start_s,
+                reduce_s=end_s - reduce_s,
+                sent=self.executor.traffic.take(),
+            )
+        )
         self.num_steps_run += 1
         return {microbatch: loss.item() for microbatch, loss in losses.items()}
 
+    def _weighted_loss(self, data: Batches, losses: dict[int, torch.Tensor]) -> Finish | None:
+        """Return what weights a loss by its part of the step's samples and notes it; None on other ranks."""
+        if not self.is_loss_rank:
+            return None
+        loss_of, per_step = self.task.function("loss"), self.microbatches_per_step
+
+        def finish(output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+            first = microbatch - microbatch % per_step
+            total = sum(data.size_of(m) for m in range(first, first + per_step))
+            loss: torch.Tensor = loss_of(output, target) * (data.size_of(microbatch) / total)
+            losses[microbatch] = loss.detach()
+            return loss if self.scaler is None else loss * self.scaler.state.scale
+
+        return finish
+
     def update(self, step: int, num_steps: int) -> None:
         """Clip the summed gradients, apply the optimizer to them and clear them.
+
+        With fp16, gradients that overflowed on any rank are cleared on all and nothing else is done.
 
         Args:
             step: steps done before this one.
             num_steps: of the whole training, for the learning rate.
         """
         settings = self.settings
-        start_s, cpu_s = time.perf_counter(), time.thread_time()
+        begin_s = time.perf_counter()
+        if self.scaler is not None and not self.scaler.accepts(self.reduction.parameters.values()):
+            return
         if settings.clip_norm is not None:
-            clip_gradients(self.reduction, settings.clip_norm, self.world)
+            norm = clip_gradients(
+                self.reduction, settings.clip_norm, None if self.windows else self.world
+            )
+            self.measured[-1].gradient_norm = None if self.windows else norm
+        start_s, cpu_s = time.perf_counter(), time.thread_time()  # clipping waits for other ranks
+        self.measured[-1].step_s += start_s - begin_s
         if self.optimizer is None:
             return
-        rate = rate_at(settings.rate_schedule, step, num_steps, settings.warm_up_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate
+            group["lr"] = settings.learning_rate_at(step, num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.executor.emulate(start_s, cpu_s)
@@ -236,9 +249,42 @@ class Session:
 
         num_steps of the whole training is needed where the learning rate falls.
         """
-        losses = self.compute_gradients(data, step)
-        self.update(step, step + 1 if num_steps is None else num_steps)
+        buffers = self.executor.buffer_bytes
+        with self.memory.watch(self.num_steps_run, self.tensors, self.optimizer, buffers):
+            losses = self.compute_gradients(data, step)
+            self.update(step, step + 1 if num_steps is None else num_steps)
         return losses
+
+    def train_steps(
+        self, data_of: Callable[[int], Batches], steps: range, num_steps: int
+    ) -> list[tuple[StepTimes, dict[int, float]]]:
+        """Run some steps, after which the pipeline is empty; return the times and the losses of each.
+
+        Args:
+            data_of: returns the data of a step.
+            steps: which.
+            num_steps: of the whole training, for the learning rate.
+        """
+        if self.windows is None:
+            losses_of = (self.train_step(data_of(step), step, num_steps) for step in steps)
+            return [(self.measured[-1], losses) for losses in losses_of]
+        per_step = self.microbatches_per_step
+        batches = BatchesOfSteps(data_of, steps.start, per_step)
+        losses: dict[int, torch.Tensor] = {}
+        finish = self._weighted_loss(batches, losses)
+        done: list[tuple[StepTimes, dict[int, float]]] = []
+
+        def update(step: int, times: StepTimes) -> None:
+            self.measured.append(times)
+            done.append((times, {}))
+            self.num_steps_run += 1
+            self.update(step, num_steps)
+
+        self._units_since_averaging += self.windows.run(batches, steps, finish, update)
+        for microbatch, loss in sorted(losses.items()):
+            step, own = divmod(microbatch, per_step)
+            done[step][1][own] = loss.item()
+        return done
 
     def evaluate(self, data: MicrobatchData, num_microbatches: int) -> tuple[float, float | None]:
         """Return the mean loss and the mean metric (None if the task has none) over some micro-batches."""

@@ -1,28 +1,29 @@
 """Training: epochs over a task's dataset, evaluation, checkpoints and resuming."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from tqdm import tqdm
 
 from stagewright.document import InputError
 
 from .batches import DataOrder, MicrobatchData, in_order
-from .faults import waiting_for
 from .session import Session
+from .stopping import is_stop_requested
 from .storage.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    newest_checkpoint,
     optimizer_tensors,
     read_tensors,
     restore_optimizer,
-    save_checkpoint,
 )
+from .storage.folders import newest_checkpoint
+from .storage.saving import CheckpointSaver
 from .storage.weights import state_of_stages
+from .watching.metrics import EpochMetrics, own_step
+from .watching.watch import Watch, WatchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +37,25 @@ class TrainingOptions:
     checkpoint_every: int | None = None
     """Steps between checkpoints; None: at the end of every epoch."""
     keep: int = 2
+    checkpoint_async: bool = False
+    """Whether checkpoints are written while training goes on."""
     resume: bool = False
     evaluate: bool = True
     """Whether to evaluate on the held-out split at the end of every epoch."""
+    watch: WatchOptions = field(default_factory=WatchOptions)
 
-
-@dataclass
-class EpochResult:
-    """What one epoch gave, the same on every rank."""
-
-    epoch: int
-    step: int
-    """Steps done since the start of training."""
-    train_loss: float
-    test_loss: float | None
-    test_metric: float | None
+    def __post_init__(self) -> None:
+        """Raise InputError if something is wanted of checkpoints, but there is no folder for them."""
+        wanted = {
+            "--checkpoint-every": self.checkpoint_every is not None,
+            "--checkpoint-async": self.checkpoint_async,
+            "--resume": self.resume,
+        }
+        for option, is_given in wanted.items():
+            if is_given and self.checkpoint_folder is None:
+                raise InputError(
+                    f"{option} needs --checkpoint FOLDER; name the folder, or leave it out"
+                )
 
 
 @dataclass
@@ -61,7 +66,9 @@ class History:
     """Not 0 where it resumed."""
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step."""
-    epochs: list[EpochResult] = field(default_factory=list)
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    stopped: bool = False
+    """Whether it ended after a checkpoint because it was asked to (stopping.py)."""
 
 
 def train(session: Session, options: TrainingOptions, *, progress: bool) -> History:
@@ -73,50 +80,93 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
     """
     plan, task, seed = session.plan, session.task, session.settings.seed
     dataset = task.call("dataset", "train")
-    order = DataOrder(len(dataset), plan.microbatch_size, plan.num_microbatches, seed)
+    per_step = session.microbatches_per_step
+    order = DataOrder(len(dataset), plan.microbatch_size, per_step, seed)
     history = History(first_step=_resume(session, options))
     last = options.epochs * order.steps_per_epoch
     if options.max_steps is not None:
         last = min(last, options.max_steps)
-    bar = tqdm(total=last, initial=history.first_step, unit="step", disable=not progress)
-    own_losses: list[dict[int, float]] = []
-    for step in range(history.first_step, last):
+    saver = _saver_of(session, options)
+    watch = Watch(
+        session.world,
+        options.watch,
+        num_steps=last,
+        first_step=history.first_step,
+        progress=progress,
+    )
+    planned = options.epochs * order.steps_per_epoch
+
+    def data_of(step: int) -> MicrobatchData:
         epoch, position = divmod(step, order.steps_per_epoch)
-        microbatches = [order.indices(epoch, position, m) for m in range(plan.num_microbatches)]
-        own_losses.append(
-            session.train_step(
-                _data(session, dataset, microbatches, epoch, position),
-                step,
-                options.epochs * order.steps_per_epoch,
-            )
-        )
-        bar.update()
+        microbatches = [order.indices(epoch, position, m) for m in range(per_step)]
+        return _data(session, dataset, microbatches, epoch, position)
+
+    for steps in _runs_of_steps(session, options, history.first_step, last, order):
+        with watch.trace.around(steps, session.executor):
+            done = session.train_steps(data_of, steps, planned)
+        for step, (times, step_losses) in zip(steps, done, strict=True):
+            epoch, position = divmod(step, order.steps_per_epoch)
+            rate = session.settings.learning_rate_at(step, planned)
+            place = {"step": step + 1, "epoch": epoch, "num_samples": session.batch_size}
+            own = own_step(times, step_losses, **place, learning_rate=rate)
+            history.losses += watch.add(own)
+        if saver is not None:
+            saver.check()
         ends_epoch = position + 1 == order.steps_per_epoch or step + 1 == last
         if ends_epoch:
-            history.losses += _step_losses(session, own_losses)
-            own_losses = []
-            losses = history.losses[-(position + 1) :]
-            evaluation = _evaluate(session) if options.evaluate else (None, None)
-            result = EpochResult(epoch, step + 1, sum(losses) / len(losses), *evaluation)
-            history.epochs.append(result)
-            bar.set_postfix_str(describe(result))
-        due = options.checkpoint_every is not None and (step + 1) % options.checkpoint_every == 0
-        if options.checkpoint_folder is not None and (
-            due or (ends_epoch and options.checkpoint_every is None) or step + 1 == last
-        ):
-            _save(session, options, step + 1)
-    bar.close()
+            history.losses += watch.gather()
+            of_epoch = history.losses[-(position + 1) :]
+            history.epochs.append(_epoch_metrics(session, options, epoch, step, of_epoch))
+            watch.end_epoch(history.epochs[-1])
+        if saver is not None and (step + 1 == last or _is_due(options, step + 1, ends_epoch)):
+            history.losses += watch.gather()  # so a resumed run finds the metrics of all steps done
+            _save(session, saver, step + 1)
+            history.stopped = step + 1 < last and is_stop_requested(saver.folder, session.world)
+            if history.stopped:
+                break
+    if saver is not None:
+        saver.finish()
+    watch.close()
     return history
 
 
-def describe(result: EpochResult) -> str:
-    """Return one line about an epoch."""
-    text = f"epoch {result.epoch + 1}: train loss {result.train_loss:.4f}"
-    if result.test_loss is not None:
-        text += f", held-out loss {result.test_loss:.4f}"
-    if result.test_metric is not None:
-        text += f", held-out metric {result.test_metric:.4f}"
-    return text
+def _is_due(options: TrainingOptions, steps_done: int, ends_epoch: bool) -> bool:
+    """Return whether a checkpoint is due."""
+    if options.checkpoint_every is None:
+        return ends_epoch
+    return steps_done % options.checkpoint_every == 0
+
+
+def _epoch_metrics(
+    session: Session, options: TrainingOptions, epoch: int, step: int, losses: list[float]
+) -> EpochMetrics:
+    """Return what an epoch gave whose last step is `step`, with the evaluation that ends it."""
+    test_loss, test_metric = _evaluate(session) if options.evaluate else (None, None)
+    return EpochMetrics(
+        epoch=epoch,
+        step=step + 1,
+        train_loss=sum(losses) / len(losses),
+        test_loss=test_loss,
+        test_metric=test_metric,
+    )
+
+
+def _runs_of_steps(
+    session: Session, options: TrainingOptions, first: int, last: int, order: DataOrder
+) -> Iterator[range]:
+    """Yield the steps between which the pipeline is empty.
+
+    With flush that is each step. Without, it runs on to the end of the epoch or to the next checkpoint.
+    """
+    ends = [order.steps_per_epoch]
+    if options.checkpoint_folder is not None and options.checkpoint_every is not None:
+        ends.append(options.checkpoint_every)
+    while first < last:
+        until = min(last, *(first + end - first % end for end in ends))
+        if session.windows is None:
+            until = first + 1
+        yield range(first, until)
+        first = until
 
 
 def _data(
@@ -132,24 +182,9 @@ def _data(
     )
 
 
-def _step_losses(session: Session, own: list[dict[int, float]]) -> list[float]:
-    """Return the mean loss of each step from all ranks' weighted losses, in the order of micro-batches."""
-    everyone: list[list[dict[int, float]]] = [own]
-    if session.world.control is not None:
-        everyone = [[] for _ in range(session.world.size)]
-        with waiting_for("the losses of the epoch"):
-            dist.all_gather_object(everyone, own, group=session.world.control)
-    losses = []
-    for step in range(len(own)):
-        merged: dict[int, float] = {}
-        for rank_losses in everyone:
-            merged |= rank_losses[step]
-        losses.append(sum(merged[microbatch] for microbatch in sorted(merged)))
-    return losses
-
-
 def _evaluate(session: Session) -> tuple[float | None, float | None]:
     """Return mean loss and metric on the held-out split; None where the task has no such thing."""
+    session.world.whereabouts.enter("the evaluation")
     test = session.task.call("dataset", "test")
     if test is None or not len(test):
         return None, None
@@ -157,43 +192,44 @@ def _evaluate(session: Session) -> tuple[float | None, float | None]:
     return session.evaluate(_data(session, test, list(microbatches), "test"), len(microbatches))
 
 
-def _save(session: Session, options: TrainingOptions, step: int) -> None:
-    assert options.checkpoint_folder is not None
+def _saver_of(session: Session, options: TrainingOptions) -> CheckpointSaver | None:
+    folder = options.checkpoint_folder
+    if folder is None:
+        return None
+    background = options.checkpoint_async
+    return CheckpointSaver(folder, session.world, options.keep, in_background=background)
+
+
+def _save(session: Session, saver: CheckpointSaver, step: int) -> None:
+    session.world.whereabouts.enter(f"the checkpoint after step {step}")
     session.average_buffers()
-    state = state_of_stages(session.modules)
-    saved = session.left_out | {name: state[name] for name in session.reduction.owned_state}
+    saved = session.left_out | state_of_stages(session.modules)
     if session.optimizer is not None:
-        owned = {
-            name: parameter
-            for name, parameter in session.reduction.parameters.items()
-            if name in session.reduction.owned
-        }
-        saved |= optimizer_tensors(session.optimizer, owned)
+        saved |= optimizer_tensors(session.optimizer, session.reduction.parameters)
     content = Checkpoint(
         step=step,
         seed=session.settings.seed,
-        batch_size=session.plan.batch_size,
+        batch_size=session.batch_size,
         optimizer=session.settings.optimizer,
         plan_sha256=session.package.plan_sha256,
         files=(),
+        loss_scale=None if session.scaler is None else session.scaler.state,
     )
-    save_checkpoint(options.checkpoint_folder, session.world, saved, content, options.keep)
+    saver.save(saved, content)
 
 
 def _resume(session: Session, options: TrainingOptions) -> int:
     """Load the newest checkpoint if asked to; return the number of steps that are done."""
     if not options.resume:
         return 0
-    folder = options.checkpoint_folder
-    if folder is None:
-        raise InputError("--resume needs --checkpoint FOLDER; name the folder to resume from")
-    path = newest_checkpoint(folder)
+    assert options.checkpoint_folder is not None
+    path = newest_checkpoint(options.checkpoint_folder)
     if path is None:
         return 0
     content = load_checkpoint(path)
     expected = {
         "seed": session.settings.seed,
-        "batch_size": session.plan.batch_size,
+        "batch_size": session.batch_size,
         "optimizer": session.settings.optimizer,
     }
     for name, value in expected.items():
@@ -210,5 +246,7 @@ def _resume(session: Session, options: TrainingOptions) -> int:
             tensor.copy_(found[name])
     if session.optimizer is not None:
         restore_optimizer(session.optimizer, session.reduction.parameters, found)
+    if session.scaler is not None and content.loss_scale is not None:
+        session.scaler.state = content.loss_scale
     session.reduction.agree_on_buffers()
     return content.step

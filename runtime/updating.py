@@ -56,18 +56,19 @@ def rate_at(schedule: str, step: int, num_steps: int, warm_up_steps: int) -> flo
     return (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def clip_gradients(reduction: Reduction, most: float, world: World) -> float:
+def clip_gradients(reduction: Reduction, most: float, world: World | None) -> float:
     """Scale all gradients so that their norm over all parameters of the model is at most `most`.
 
-    Each parameter counts once, however many ranks hold it. Return the norm before.
+    Each parameter counts once, however many ranks hold it. Without a world the parameters are those of this
+    rank's stage alone, and nothing is sent. Return the norm before.
     Source: torch.nn.utils.clip_grad_norm_, over ranks.
     """
     squares = torch.zeros((), dtype=torch.float64)
-    for name in sorted(reduction.owned):
+    for name in sorted(reduction.owned if world is not None else reduction.parameters):
         gradient = reduction.parameters[name].grad
         if gradient is not None:
             squares += gradient.double().pow(2).sum().cpu()
-    if world.control is not None:
+    if world is not None and world.control is not None:
         with waiting_for("the norm of all gradients"):
             dist.all_reduce(squares, group=world.control)
     norm = math.sqrt(squares.item())

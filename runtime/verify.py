@@ -23,13 +23,18 @@ from .execution.executor import Batches
 from .execution.randomness import LayerSeeds, seed_of, seeded
 from .execution.stage import Values
 from .faults import waiting_for
-from .session import Session, Settings
+from .session import Session
+from .settings import Settings
 from .storage.package import StagePackage, build_original
 from .storage.weights import save_tensors
 from .world import World
 
-TOLERANCES = {"float64": 1e-11, "float32": 1e-3}
-"""Largest relative difference that rounding explains; a gradient's is relative to its largest entry."""
+TOLERANCES = {"float64": 1e-11, "float32": 1e-3, "bfloat16": 2**-6, "float16": 2**-9}
+"""By the dtype that forwards compute in: largest relative difference that rounding explains.
+
+A gradient's is relative to its largest entry. In float32 sums over micro-batches have another order; in mixed
+precision, too, gradients of a value that several stages take are added in that dtype.
+"""
 
 
 class Verification(Record):
@@ -132,7 +137,7 @@ def verify(
     expected = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     if save is not None:
         _save(save, model, expected_losses)
-    dtype = str(session.dtype).removeprefix("torch.")
+    dtype = session.precision.run_autocast or session.precision.run
     found_loss, loss = (sum(each[m] for m in sorted(each)) for each in (losses, expected_losses))
     apart = {name: _difference(gradients.get(name), expected[name]) for name in sorted(expected)}
     worst = max(apart, key=lambda name: apart[name])
@@ -163,8 +168,9 @@ def run_one_process(session: Session, data: Batches) -> tuple[torch.nn.Module, d
         by_key = {value.key: values[value.layer] for value in plan.inputs}
         positional = [by_key[key] for key in sorted(k for k in by_key if isinstance(k, int))]
         keywords = {key: value for key, value in by_key.items() if isinstance(key, str)}
-        output = model(*positional, **keywords)
-        loss = loss_of(output, data.target_of(microbatch)) * (data.size_of(microbatch) / total)
+        with session.autocast():
+            output = model(*positional, **keywords)
+            loss = loss_of(output, data.target_of(microbatch)) * (data.size_of(microbatch) / total)
         loss.backward()
         losses[microbatch] = loss.item()
     return model, losses

@@ -13,7 +13,7 @@ import torch
 from stagewright.allocation import keep_freed_memory
 from stagewright.task import load_task
 
-from .session import Settings
+from .settings import Settings
 from .storage.package import load_package
 from .verify import Verification, verify
 from .world import (

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from stagewright.document import InputError
 from stagewright.plan import Plan
 
 from .faults import waiting_for
+from .places import device_named, store_of_torchrun
+from .whereabouts import Whereabouts
 
 START_TIMEOUT_S = 600.0
 """How long ranks wait for one another outside the steps: rank 0 may take long to build the model."""
@@ -33,10 +35,15 @@ class World:
     """gloo: small objects and host tensors."""
     values: dist.ProcessGroup | None = None
     gradients: dist.ProcessGroup | None = None
+    announcements: dist.ProcessGroup | None = None
+    """gloo: the shapes of ragged messages; who waits for one has its own limit."""
+    checkpoints: dist.ProcessGroup | None = None
+    """gloo: of its own, as checkpoints may be saved while training goes on."""
     backend: str = "gloo"
     """Of the groups for tensors on the device."""
     timeout_s: float = 60.0
     """Longest wait for another rank once training has started."""
+    whereabouts: Whereabouts = field(default_factory=Whereabouts)
 
     def group_of(self, ranks: Sequence[int]) -> dist.ProcessGroup:
         """Return a new group of some ranks for tensors on the device; every rank calls this."""
@@ -68,8 +75,18 @@ def check_world_size(plan: Plan, size: int) -> None:
         )
 
 
-def choose_device(name: str, local_rank: int) -> torch.device:
-    """Return the device for "auto", "cpu", "cuda", "cuda:1"; auto and cuda take the local rank's GPU."""
+def choose_device(
+    name: str, local_rank: int, gpu_names: Sequence[str] | None = None
+) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda", "cuda:1"; auto and cuda take the local rank's GPU.
+
+    gpu_names, the names of the GPUs of this server's processes, binds by type instead (places.py).
+    """
+    if gpu_names and name in ("auto", "cuda"):
+        present = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        device = device_named(gpu_names, local_rank, present)
+        torch.cuda.set_device(device)
+        return device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -90,17 +107,32 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return device
 
 
-def join_world(rank: int, size: int, device: torch.device, timeout_s: float) -> World:
+def join_world(
+    rank: int,
+    size: int,
+    device: torch.device,
+    timeout_s: float,
+    whereabouts: Whereabouts | None = None,
+) -> World:
     """Connect to the other ranks (torchrun's environment says where) and make the groups.
 
-    timeout_s bounds every wait for another rank once training has started.
+    Args:
+        rank: in the plan; torchrun may have given this process another number.
+        size: ranks in all.
+        device: this rank's.
+        timeout_s: longest wait for another rank once training has started.
+        whereabouts: where this rank notes what it does.
     """
+    whereabouts = Whereabouts(f"rank {rank}") if whereabouts is None else whereabouts
     if size == 1:
-        return World(rank, size, device)
+        return World(rank, size, device, whereabouts=whereabouts)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with waiting_for("all ranks to start"):
-        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=START_TIMEOUT_S))
-    return make_groups(rank, size, device, backend, timeout_s)
+        store = store_of_torchrun(os.environ, rank, START_TIMEOUT_S)
+        limit = datetime.timedelta(seconds=START_TIMEOUT_S)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        world = make_groups(rank, size, device, backend, timeout_s)
+    return replace(world, whereabouts=whereabouts)
 
 
 def make_groups(
@@ -110,11 +142,23 @@ def make_groups(
     limit = datetime.timedelta(seconds=timeout_s)
     start = dist.group.WORLD
     assert start is not None
-    control, values, gradients = (
-        dist.new_group(backend=name, timeout=limit) for name in ("gloo", backend, backend)
+    control, values, gradients, checkpoints = (
+        dist.new_group(backend=name, timeout=limit) for name in ("gloo", backend, backend, "gloo")
     )
+    patient = datetime.timedelta(seconds=max(timeout_s, START_TIMEOUT_S))
+    announcements = dist.new_group(backend="gloo", timeout=patient)
     return World(
-        rank, size, device, start, control, values, gradients, backend=backend, timeout_s=timeout_s
+        rank=rank,
+        size=size,
+        device=device,
+        start=start,
+        control=control,
+        values=values,
+        gradients=gradients,
+        announcements=announcements,
+        checkpoints=checkpoints,
+        backend=backend,
+        timeout_s=timeout_s,
     )
 
 
@@ -148,7 +192,7 @@ def start_ranks(module: str, num_ranks: int, arguments: Sequence[str]) -> int:
     """Start a module under torchrun, one process per rank on this machine; return 0 or 1 as it ended."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*launcher, "--nproc-per-node", str(num_ranks), "-m", module, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return int(bool(subprocess.run(command, env=environment, check=False).returncode))
 
 

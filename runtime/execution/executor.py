@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch.profiler import record_function
 
+from stagewright.flushless import Update
 from stagewright.program import (
     Instruction,
     Message,
@@ -17,9 +20,11 @@ from stagewright.program import (
     messages_from,
     messages_to,
 )
+from stagewright.runtime.messages.exchange import Exchange
+from stagewright.runtime.messages.values import Payload
+from stagewright.runtime.whereabouts import Whereabouts
 from stagewright.schedule import Action, Pipeline, Schedule
 
-from .exchange import Exchange
 from .randomness import LayerSeeds
 from .stage import Values
 
@@ -53,9 +58,9 @@ class RunsUnits(Protocol):
         microbatch: int,
         batch_size: int,
         inputs: Values,
-        received: dict[int, list[torch.Tensor]],
+        received: dict[int, Payload],
         finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, list[torch.Tensor]]: ...
+    ) -> dict[int, Payload]: ...
 
     def backward(
         self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
@@ -96,15 +101,33 @@ class Executor:
         seeds: LayerSeeds,
         device: torch.device,
         slowdown: float = 1.0,
+        whereabouts: Whereabouts | None = None,
     ) -> None:
-        """slowdown > 1 emulates a slower device: each computation is followed by a sleep."""
+        """slowdown > 1 emulates a slower device: each computation is followed by a sleep.
+
+        whereabouts is told every instruction before it begins.
+        """
         self.stages = stages
+        self.traffic = exchange.traffic
         self._exchange = exchange
         self._seeds = seeds
         self._device = device
+        self.names_actions = False
+        """Whether a running torch.profiler sees the actions by name; costs some microseconds each."""
         self._slowdown = slowdown
-        self._local: dict[Message, list[torch.Tensor]] = {}
-        self._outgoing: dict[Message, list[torch.Tensor]] = {}
+        self._local: dict[Message, Payload] = {}
+        self._outgoing: dict[Message, Payload] = {}
+        self.whereabouts = Whereabouts() if whereabouts is None else whereabouts
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The bytes of the receive buffers that it keeps between programs."""
+        return self._exchange.buffer_bytes
+
+    @property
+    def buffers_made(self) -> int:
+        """How many receive buffers were made so far; those in use are taken again later."""
+        return self._exchange.buffers_made
 
     def run(
         self,
@@ -113,6 +136,8 @@ class Executor:
         batches: Batches,
         step: int,
         finish: Finish | None,
+        update: Callable[[int], None] | None = None,
+        around: Mapping[Instruction, Callable[[], AbstractContextManager[None]]] | None = None,
     ) -> list[Measurement]:
         """Walk one program and return what was measured, action by action.
 
@@ -124,12 +149,17 @@ class Executor:
             batches: the step's data.
             step: for the random layers' seeds.
             finish: on a rank of the last stage.
+            update: what to do after each window of a program without flush, called with its number.
+            around: what some actions run in.
 
         Raises:
             PeerLostError: another rank died or is stuck.
         """
         measurements = []
+        around = {} if around is None else around
+        whereabouts = self.whereabouts
         for instruction in program:
+            whereabouts.instruction = instruction
             if isinstance(instruction, Send):
                 message = instruction.message
                 size = batches.size_of(message.microbatch)
@@ -137,12 +167,21 @@ class Executor:
             elif isinstance(instruction, Receive):
                 message = instruction.message
                 self._exchange.post(message, batches.size_of(message.microbatch))
+            elif isinstance(instruction, Update):
+                assert update is not None
+                update(instruction.window)
             else:
-                start_s, device_s = self._compute(pipeline, instruction, batches, step, finish)
+                context = around.get(instruction, nullcontext)
+                with self._named(instruction), context():
+                    start_s, device_s = self._compute(pipeline, instruction, batches, step, finish)
                 end_s = time.perf_counter()
                 measurements.append(Measurement(instruction, start_s, end_s, device_s))
+        whereabouts.instruction = None
         self._exchange.drain()
         return measurements
+
+    def _named(self, action: Action) -> AbstractContextManager[Any]:
+        return record_function(str(action)) if self.names_actions else nullcontext()
 
     def _compute(
         self,
@@ -156,7 +195,7 @@ class Executor:
         stage, microbatch = self.stages[action.stage], action.microbatch
         arrived = {message.edge: self._take(message) for message in messages_to(pipeline, action)}
         if action.kind == "F":
-            received = {edge.source: tensors for edge, tensors in arrived.items()}
+            received = {edge.source: payload for edge, payload in arrived.items()}
             inputs = batches.inputs_of(microbatch, stage.input_names)
             last = stage.index == len(pipeline.stages) - 1
             bound = None
@@ -167,27 +206,28 @@ class Executor:
             size = batches.size_of(microbatch)
             outgoing = stage.forward(microbatch, size, inputs, received, bound)
         else:
-            gradients = {edge.target: tensors for edge, tensors in arrived.items()}
+            gradients = {edge.target: payload.tensors for edge, payload in arrived.items()}
             self._seeds.begin(step, microbatch)  # A stage may run forward again.
             start_s, cpu_s = time.perf_counter(), time.thread_time()
-            outgoing = {}
+            found: dict[int, list[torch.Tensor]] = {}
             if action.kind == "B":
-                outgoing = stage.backward(microbatch, gradients)
+                found = stage.backward(microbatch, gradients)
             elif action.kind == "I":
-                outgoing = stage.backward_of_inputs(microbatch, gradients)
+                found = stage.backward_of_inputs(microbatch, gradients)
             else:
                 stage.backward_of_weights(microbatch)
+            outgoing = {source: Payload(g, [True] * len(g)) for source, g in found.items()}
         device_s = self.emulate(start_s, cpu_s)
         for message in messages_from(pipeline, action):
-            tensors = outgoing[message.edge.target if message.forward else message.edge.source]
+            payload = outgoing[message.edge.target if message.forward else message.edge.source]
             if message.sender == message.receiver:
-                self._local[message] = [tensor.detach() for tensor in tensors]
+                self._local[message] = payload.detached()
             else:
-                self._outgoing[message] = tensors
+                self._outgoing[message] = payload
         return start_s, device_s
 
-    def _take(self, message: Message) -> list[torch.Tensor]:
-        """Return the tensors of a message from another rank or from another stage of this one."""
+    def _take(self, message: Message) -> Payload:
+        """Return a message from another rank or from another stage of this one."""
         if message.sender == message.receiver:
             return self._local.pop(message)
         return self._exchange.receive(message)

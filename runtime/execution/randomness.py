@@ -28,13 +28,17 @@ def seeded(seed: int) -> Iterator[None]:
 class LayerSeeds:
     """Seeds torch's generators before each random layer of a unit."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, microbatches_per_step: int | None = None) -> None:
+        """A program over several steps numbers its micro-batches through, hence their number in a step."""
         self._seed = seed
+        self._per_step = microbatches_per_step
         self._step = 0
         self._microbatch = 0
 
     def begin(self, step: int, microbatch: int) -> None:
         """Say which unit runs next."""
+        if self._per_step is not None:
+            step, microbatch = step + microbatch // self._per_step, microbatch % self._per_step
         self._step, self._microbatch = step, microbatch
 
     def __call__(self, layer: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from stagewright.plan import Border
+from stagewright.runtime.messages.values import Payload, Precision
 
 from .stage import StageRunner, Values
 
@@ -24,15 +25,22 @@ class _Inputs:
 
     batch_size: int
     inputs: Values
-    received: dict[int, list[torch.Tensor]]
+    received: dict[int, Payload]
     finish: Callable[[Any], torch.Tensor] | None
 
 
 class RecomputingRunner(StageRunner):
     """Runs the units of one stage as StageRunner does, with less memory and one more forward."""
 
-    def __init__(self, index: int, module: nn.Module, borders: tuple[Border, ...]) -> None:
-        super().__init__(index, module, borders)
+    def __init__(
+        self,
+        index: int,
+        module: nn.Module,
+        borders: tuple[Border, ...],
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        super().__init__(index, module, borders, precision, device)
         self._kept: dict[int, _Inputs] = {}
         """By micro-batch, between forward and backward."""
 
@@ -41,10 +49,10 @@ class RecomputingRunner(StageRunner):
         microbatch: int,
         batch_size: int,
         inputs: Values,
-        received: dict[int, list[torch.Tensor]],
+        received: dict[int, Payload],
         finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, list[torch.Tensor]]:
-        """Run one unit forward, keep its inputs, and return the tensors to send, by target stage."""
+    ) -> dict[int, Payload]:
+        """Run one unit forward, keep its inputs, and return the messages to send, by target stage."""
         if not torch.is_grad_enabled():
             return super().forward(microbatch, batch_size, inputs, received, finish)
         self._kept[microbatch] = _Inputs(batch_size, inputs, received, finish)

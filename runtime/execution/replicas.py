@@ -15,6 +15,8 @@ from torch import nn
 from stagewright.runtime.faults import waiting_for
 from stagewright.runtime.world import World
 
+from .gradient_sums import GradientSums
+
 
 def parameters_of(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
     """Return the parameters of a rank's stages by original name, tied ones under each of their names."""
@@ -39,49 +41,34 @@ class Reduction:
 
     def __init__(
         self,
-        modules: Iterable[nn.Module],
+        stages: Mapping[int, nn.Module],
         tied: Iterable[tuple[str, ...]],
         world: World,
     ) -> None:
-        """Agree on who holds what; every rank calls this at the same time."""
+        """Agree on who holds what of this rank's stages; every rank calls this at the same time."""
         canonical = {name: group[0] for group in tied for name in group}
-        modules = list(modules)
+        modules = list(stages.values())
         self._device = world.device
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in parameters_of(modules).items():
             if parameter.requires_grad:
                 self.parameters.setdefault(canonical.get(name, name), parameter)
         self._buffers = buffers_of(modules)
-        holders = _holders([*self.parameters], world)
-        self._groups = _make_groups(holders, world)
+        self.holders = holders = _holders([*self.parameters], world)
+        """For each trained parameter on any rank, the ranks that hold it."""
+        self.sums = GradientSums(
+            [(names, group, _peers_of(group)) for names, group in _make_groups(holders, world)],
+            self.parameters,
+            {stage: _trained(module) for stage, module in stages.items()},
+        )
         self._buffer_groups = _make_groups(_holders([*self._buffers], world), world)
         self.agree_on_buffers()
         self.owned = {name for name in self.parameters if holders[name][0] == world.rank}
         """The trained parameters whose first holder is this rank; over all ranks, each once."""
-        state = [name for module in modules for name in module.state_dict()]
-        first = _holders(state, world)
-        self.owned_state = [name for name in dict.fromkeys(state) if first[name][0] == world.rank]
-        """The same for the names of the original model's state dict, tied ones each."""
 
     def sum_gradients(self) -> None:
-        """Sum every shared parameter's gradient over the ranks that hold it.
-
-        A gradient that no rank has stays None, as in one process.
-        """
-        for names, group in self._groups:
-            parameters = [self.parameters[name] for name in names]
-            missing = torch.tensor([p.grad is None for p in parameters], device=self._device)
-            by_dtype: dict[torch.dtype, list[nn.Parameter]] = defaultdict(list)
-            for parameter in parameters:
-                by_dtype[parameter.dtype].append(parameter)
-            present = (~missing).to(torch.float32)
-            with waiting_for("the gradient sum over the replicas of a stage"):
-                dist.all_reduce(present, group=group)
-                for same in by_dtype.values():
-                    _sum_flat(same, group)
-            for parameter, found in zip(parameters, present.tolist(), strict=True):
-                if not found:
-                    parameter.grad = None
+        """Sum every shared parameter's gradient over the ranks that hold it (`GradientSums.finish`)."""
+        self.sums.finish()
 
     def average_buffers(self, units: int) -> None:
         """Make the buffers of a stage's replicas equal: the rule for BatchNorm's running statistics.
@@ -101,7 +88,7 @@ class Reduction:
                 dtype=torch.float32,
                 device=self._device,
             )
-            with waiting_for("the averaging of buffers over the replicas of a stage"):
+            with waiting_for(f"the averaging of buffers with {_peers_of(group)}"):
                 dist.all_reduce(total, group=group)
                 dist.all_reduce(changed, group=group)
                 for name, differs in zip(names, changed.tolist(), strict=True):
@@ -127,14 +114,13 @@ class Reduction:
         }
 
 
-def _sum_flat(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
-    """Sum the gradients of parameters of one dtype over a group, in one message."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat, group=group)
-    parts = torch.split(flat, [parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+def _peers_of(group: dist.ProcessGroup) -> str:
+    ranks = (rank for rank in dist.get_process_group_ranks(group) if rank != dist.get_rank())
+    return f"rank {', '.join(map(str, ranks))}"
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _holders(names: list[str], world: World) -> Mapping[str, tuple[int, ...]]:
@@ -156,7 +142,7 @@ def _make_groups(
 ) -> list[tuple[list[str], dist.ProcessGroup]]:
     """Make a process group for every set of ranks that shares names; return those of this rank."""
     shared: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for name in sorted(holders):
+    for name in holders:  # In the order of the model; the same on all ranks.
         if len(holders[name]) > 1:
             shared[holders[name]].append(name)
     groups = []

@@ -1,6 +1,6 @@
 """One stage on one rank: forward and backward of a unit, and what is kept between the two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from stagewright.plan import Border
-from stagewright.value import TensorSpec, tensors_of
+from stagewright.runtime.messages.codecs import pack_border, unpack_border
+from stagewright.runtime.messages.values import Payload, Precision
 
 from .split_backward import PendingWeights, backward_of_inputs
-from .values import ValueMismatchError, flatten, unflatten
 
 Values = dict[str, Any]
 """Values of layers by name."""
@@ -64,9 +64,18 @@ class _Unit:
 class StageRunner:
     """Runs the units of one stage; knows nothing of ranks and schedules."""
 
-    def __init__(self, index: int, module: nn.Module, borders: tuple[Border, ...]) -> None:
+    def __init__(
+        self,
+        index: int,
+        module: nn.Module,
+        borders: tuple[Border, ...],
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
         self.index = index
         self.module = module
+        self._precision = precision
+        self._device = device
         self.sources = tuple(border for border in borders if border.target == index)
         self.targets = tuple(border for border in borders if border.source == index)
         self._units: dict[int, _Unit] = {}
@@ -76,16 +85,16 @@ class StageRunner:
         microbatch: int,
         batch_size: int,
         inputs: Values,
-        received: dict[int, list[torch.Tensor]],
+        received: dict[int, Payload],
         finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, list[torch.Tensor]]:
-        """Run one unit forward and return the tensors to send, by target stage.
+    ) -> dict[int, Payload]:
+        """Run one unit forward and return the messages to send, by target stage.
 
         Args:
             microbatch: which unit.
             batch_size: samples in it.
             inputs: the model's inputs that this stage takes, by layer name.
-            received: by source stage, the tensors of its border in the order of the plan.
+            received: by source stage, the message of its border.
             finish: on the last stage, what makes the weighted loss of the model's output.
 
         Raises:
@@ -93,20 +102,19 @@ class StageRunner:
         """
         values, leaves = dict(inputs), {}
         training = torch.is_grad_enabled()
+        shared: dict[Hashable, Any] = {}
         for border in self.sources:
-            tensors = received[border.source]
-            specs = [t for value in border.values for t in tensors_of(value.spec)]
+            payload = received[border.source]
             if training:
-                leaves[border.source] = _as_leaves(tensors, specs)
-            iterator = iter(tensors)
-            for value in border.values:
-                values[value.layer] = unflatten(value.spec, iterator, batch_size)
-        output = self.module(*(values[name] for name in self.input_names))
-        loss = finish(output) if finish is not None else None
-        outgoing = self._outgoing(output)
+                leaves[border.source] = _as_leaves(payload)
+            values |= unpack_border(border, payload, batch_size, shared)
+        with self._precision.context(self._device):
+            output = self.module(*(values[name] for name in self.input_names))
+            loss = finish(output) if finish is not None else None
+        outgoing = self._outgoing(output, batch_size)
         if training:
             sent = {
-                border.target: _needing_gradient(border, outgoing[border.target])
+                border.target: outgoing[border.target].trained
                 for border in self.targets
                 if border.carries_gradient
             }
@@ -121,23 +129,15 @@ class StageRunner:
     def _output_names(self) -> tuple[str, ...]:
         return self.module.outputs  # type: ignore[return-value]
 
-    def _outgoing(self, output: Any) -> dict[int, list[torch.Tensor]]:
-        """Return the tensors of every outgoing border from what the module returned."""
+    def _outgoing(self, output: Any, batch_size: int) -> dict[int, Payload]:
+        """Return the message of every outgoing border from what the module returned."""
         if not self.targets:
             return {}
         named = dict(zip(self._output_names, output, strict=True))
-        outgoing = {}
-        for border in self.targets:
-            tensors: list[torch.Tensor] = []
-            for value in border.values:
-                try:
-                    tensors += flatten(named[value.layer], value.spec)
-                except ValueMismatchError as error:
-                    raise ValueMismatchError(
-                        f"stage {self.index}: the value of layer {value.layer!r} {error}"
-                    ) from None
-            outgoing[border.target] = tensors
-        return outgoing
+        return {
+            border.target: pack_border(border, named.__getitem__, batch_size, self._precision)
+            for border in self.targets
+        }
 
     def backward(
         self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
@@ -177,14 +177,9 @@ class StageRunner:
         return len(self._units)
 
 
-def _as_leaves(tensors: list[torch.Tensor], specs: list[TensorSpec]) -> list[torch.Tensor]:
-    """Make received tensors leaves of this stage's autograd graph; return those that need a gradient."""
-    leaves = [t for t, spec in zip(tensors, specs, strict=True) if spec.requires_grad]
+def _as_leaves(payload: Payload) -> list[torch.Tensor]:
+    """Make received tensors leaves of this stage's autograd graph; return those that get a gradient."""
+    leaves = payload.trained
     for leaf in leaves:
         leaf.requires_grad_()
     return leaves
-
-
-def _needing_gradient(border: Border, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    specs = (t for value in border.values for t in tensors_of(value.spec))
-    return [tensor for tensor, spec in zip(tensors, specs, strict=True) if spec.requires_grad]

@@ -1,27 +1,26 @@
 """Checkpoints: one folder per saved step, written whole or not at all, keyed by original parameter names.
 
 A checkpoint does not depend on the plan: any plan of the same model resumes from it. All ranks must see the
-same folder. Its files are safetensors and JSON, so loading one executes nothing and needs no trust.
+same folder. saving.py writes it. Its files are safetensors and JSON, so loading one executes nothing and
+needs no trust.
 """
 
 import re
-import shutil
 from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
-from stagewright.document import Format, InputError, Record, load_record, save_record
-from stagewright.runtime.faults import waiting_for
-from stagewright.runtime.world import World
+from stagewright.document import Format, InputError, Record, load_record
+from stagewright.runtime.precision import LossScale
 
-from .weights import save_tensors
-
-CHECKPOINT_FORMAT = Format(name="stagewright.checkpoint", version=1)
+CHECKPOINT_FORMAT = Format(
+    name="stagewright.checkpoint",
+    version=2,
+    upgrades={1: dict},  # Version 2 adds loss_scale, null where it is left out.
+)
 _OPTIMIZER_KEY = re.compile(r"optimizer:(?P<state>[^:]*):(?P<name>.*)")
-_FOLDER = re.compile(r"step-(\d{8})", re.ASCII)
 
 
 class Checkpoint(Record):
@@ -36,51 +35,8 @@ class Checkpoint(Record):
     plan_sha256: str
     """Of the plan that wrote it, for people."""
     files: tuple[str, ...]
-
-
-def save_checkpoint(
-    folder: Path,
-    world: World,
-    tensors: Mapping[str, torch.Tensor],
-    content: Checkpoint,
-    keep: int,
-) -> Path:
-    """Write a checkpoint and delete all but the newest `keep`; every rank calls this at the same time.
-
-    Args:
-        folder: where all checkpoints of the run are.
-        world: this rank's.
-        tensors: what this rank has to save; over all ranks each name once.
-        content: the rest; its files are filled in here.
-        keep: how many to keep, at least 1.
-    """
-    name = f"step-{content.step:08d}"
-    partial, final = folder / f".{name}.partial", folder / name
-    if world.rank == 0 and partial.exists():
-        shutil.rmtree(partial)
-    _barrier(world)
-    if tensors:
-        save_tensors(partial / f"rank{world.rank}.safetensors", tensors, {})
-    _barrier(world)
-    if world.rank == 0:
-        files = tuple(sorted(path.name for path in partial.glob("rank*.safetensors")))
-        whole = Checkpoint(
-            **{f: getattr(content, f) for f in content.__struct_fields__} | {"files": files}
-        )
-        save_record(partial / "checkpoint.json", CHECKPOINT_FORMAT, whole)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for old in _complete(folder)[:-keep]:
-            shutil.rmtree(old)
-    _barrier(world)
-    return final
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a folder."""
-    complete = _complete(folder)
-    return complete[-1] if complete else None
+    loss_scale: LossScale | None = None
+    """Of fp16; None: the run scaled nothing."""
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -154,20 +110,3 @@ def restore_optimizer(
             optimizer.state[parameter][state] = (
                 tensor.to(parameter.device, parameter.dtype) if same else tensor
             )
-
-
-def _complete(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = [
-        p
-        for p in folder.iterdir()
-        if _FOLDER.fullmatch(p.name) and (p / "checkpoint.json").is_file()
-    ]
-    return sorted(found, key=lambda path: path.name)
-
-
-def _barrier(world: World) -> None:
-    if world.control is not None:
-        with waiting_for("all ranks to write their part of the checkpoint"):
-            dist.barrier(group=world.control)

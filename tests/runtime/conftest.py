@@ -4,11 +4,11 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from stagewright.graph import LayerCost, LayerGraph, ModelIdentity
 from stagewright.optimizer.borders import borders_of, chain_of, inputs_of, stage_layers
 from stagewright.optimizer.codegen.package import generate
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Source, Stage
+from stagewright.profiler.measuring.step import Autocast
 from stagewright.profiler.tracing.trace import trace
 from stagewright.task import load_task
 
@@ -120,7 +121,24 @@ class Package:
 
 
 MICROBATCH_SIZE = 4
-MakePackage = Callable[[str, Sequence[int | Sequence[int]], int, str], Package]
+
+
+class MakePackage(Protocol):
+    """Makes a package of one of our models; autocast is torch's name of a dtype.
+
+    With num_ranks, fewer than replicas, these are dealt to the ranks in turn.
+    """
+
+    def __call__(
+        self,
+        task_name: str,
+        replicas: Sequence[int | Sequence[int]],
+        num_microbatches: int,
+        schedule: str,
+        autocast: str | None = None,
+        num_ranks: int | None = None,
+        servers: Sequence[str] = (),
+    ) -> Package: ...
 
 
 @pytest.fixture(scope="session")
@@ -129,27 +147,55 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> MakePackage:
 
     Nothing is measured: every cost in the graph is one, which the runtime does not read.
     """
-    graphs: dict[str, LayerGraph] = {}
+    graphs: dict[tuple[str, str | None], LayerGraph] = {}
 
     def make(
         task_name: str,
         replicas: Sequence[int | Sequence[int]],
         num_microbatches: int,
         schedule: str,
+        autocast: str | None = None,
+        num_ranks: int | None = None,
+        servers: Sequence[str] = (),
     ) -> Package:
-        if task_name not in graphs:
-            graphs[task_name] = unmeasured_graph(task_name)
+        if (task_name, autocast) not in graphs:
+            graphs[task_name, autocast] = unmeasured_graph(task_name, autocast)
         folder = tmp_path_factory.mktemp("package")
-        graph = graphs[task_name]
+        graph = graphs[task_name, autocast]
         graph.save(folder / "graph.json")
         num_layers, num_stages = len(chain_of(graph)), len(replicas)
         cuts = [num_layers * stage // num_stages for stage in range(1, num_stages)]
         plan = plan_of(graph, cuts, replicas, num_microbatches, schedule, folder / "graph.json")
+        if num_ranks is not None:
+            plan = dealt(plan, num_ranks)
+        plan = on_servers(plan, servers) if servers else plan
         plan.save(folder / "plan.json")
         generate(folder / "plan.json", folder / "stages")
         return Package(folder / "stages", plan, path_of(task_name))
 
     return make
+
+
+def dealt(plan: Plan, num_ranks: int) -> Plan:
+    """Return a plan with its replicas dealt to the ranks in turn."""
+    stages = (
+        stage.replace(replicas=tuple(r.replace(rank=r.rank % num_ranks) for r in stage.replicas))
+        for stage in plan.stages
+    )
+    return plan.replace(stages=tuple(stages))
+
+
+def on_servers(plan: Plan, servers: Sequence[str]) -> Plan:
+    """Return a plan whose ranks are on the given servers, one name per rank."""
+    stages = (
+        stage.replace(
+            replicas=tuple(
+                replica.replace(server=servers[replica.rank]) for replica in stage.replicas
+            )
+        )
+        for stage in plan.stages
+    )
+    return plan.replace(stages=tuple(stages))
 
 
 def path_of(task_name: str) -> str:
@@ -158,11 +204,12 @@ def path_of(task_name: str) -> str:
     return f"{MODELS / file_name.removesuffix('.py')}.py{colon}{factory}"
 
 
-def unmeasured_graph(task_name: str) -> LayerGraph:
+def unmeasured_graph(task_name: str, autocast: str | None = None) -> LayerGraph:
     """Return a task's layer graph with costs of one."""
     task = load_task(path_of(task_name))
     torch.manual_seed(0)
-    traced = trace(task, task.build())
+    with Autocast("cpu", getattr(torch, autocast) if autocast else None).context():
+        traced = trace(task, task.build())
     one = LayerCost(
         batch_size=MICROBATCH_SIZE, forward_ms=1, backward_ms=1, output_bytes=1, saved_bytes=1
     )
@@ -171,8 +218,9 @@ def unmeasured_graph(task_name: str) -> LayerGraph:
             task=task.name, factory=task.factory, structure_sha256=traced.structure_sha256
         ),
         device_type="cpu",
-        device="none: not measured",
+        device="not measured, 1 thread",
         dtype="float32",
+        autocast=autocast,
         torch_version=str(torch.__version__),
         batch_sizes=(MICROBATCH_SIZE,),
         layers=tuple(layer.replace(costs=(one,)) for layer in traced.layers),
@@ -211,6 +259,7 @@ def plan_of(
         factory=graph.model.factory,
         structure_sha256=graph.model.structure_sha256,
         dtype=graph.dtype,
+        autocast=graph.autocast,
         microbatch_size=MICROBATCH_SIZE,
         num_microbatches=num_microbatches,
         schedule=schedule,

@@ -43,3 +43,15 @@ def test_one_rank_replays_without_messages(
 def test_a_plan_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("stagewright replay", main, ("nonesuch.json",)) == 2
     assert "nonesuch.json: cannot be read" in capsys.readouterr().err
+
+
+def test_without_flush_the_windows_run_on(
+    make_package: MakePackage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The replicas of the second stage update together; the traffic is one window's."""
+    package = make_package("mlp", [1, 2], 4, "pipedream")
+    arguments = (str(package.directory / "plan.json"), "--steps", "3", "--json")
+    assert run("stagewright replay", main, arguments) == 0
+    found = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert found["measured_step_ms"] > 0
+    assert sum(t["messages"] for t in found["traffic"]) == 2 * len(package.plan.borders) * 4

@@ -61,11 +61,15 @@ def test_a_changed_stage_fails_and_the_worst_gradient_is_named(
     assert ".weight" in out or ".bias" in out
 
 
-def test_a_task_without_loss_and_dataset_is_verified_with_its_example_inputs(
-    make_package: MakePackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_task_without_loss_and_dataset_is_verified_with_its_example_inputs_in_mixed_precision(
+    make_package: MakePackage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    package = make_package("mlp", [1], 2, "1f1b")
+    package = make_package("mlp", [1, 1], 2, "1f1b", "bfloat16")
     bare = tmp_path / "bare.py"
     bare.write_text("from stagewright.models.mlp import build, example_input\n")
-    assert verify(str(package.directory), "--task", str(bare)) == 0
-    assert "passed" in capsys.readouterr().out
+    assert verify(str(package.directory), "--task", str(bare), "--json") == 0
+    printed = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert [(r["dtype"], r["passed"]) for r in printed["dtypes"]] == [
+        ("float64", True),
+        ("bfloat16", True),
+    ]

@@ -12,6 +12,7 @@ from torch import nn
 from stagewright.optimizer.codegen.package import generate
 from stagewright.runtime.execution.recompute import RecomputingRunner
 from stagewright.runtime.execution.stage import StageRunner
+from stagewright.runtime.messages.values import Precision
 
 RankPool = Any
 MakePackage = Any
@@ -80,7 +81,12 @@ def test_a_unit_keeps_nothing_for_autograd_between_forward_and_backward() -> Non
         return tensor
 
     modules = Squares(), Squares()
-    for runner in (RecomputingRunner(0, modules[0], ()), StageRunner(0, modules[1], ())):
+    precision = Precision("float32", "float32")
+    runners = (
+        RecomputingRunner(0, modules[0], (), precision, torch.device("cpu")),
+        StageRunner(0, modules[1], (), precision, torch.device("cpu")),
+    )
+    for runner in runners:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             runner.forward(0, 1, {"x": torch.tensor(3.0)}, {}, lambda output: output)
             kept = list(saved)

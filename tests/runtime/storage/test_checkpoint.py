@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from stagewright.document import InputError
-from stagewright.runtime.storage.checkpoint import load_checkpoint, newest_checkpoint
+from stagewright.runtime.storage.checkpoint import load_checkpoint
+from stagewright.runtime.storage.folders import newest_checkpoint
 
 RankPool = Any
 MakePackage = Any

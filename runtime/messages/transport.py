@@ -1,0 +1,70 @@
+"""Transport: one tensor from a rank to another, by what the backend can carry.
+
+gloo carries host memory only, so tensors of a GPU are staged: copied to pinned host memory before they are
+sent and back after they have arrived. NCCL knows no booleans and no complex numbers; types that a backend
+may not know travel as bytes.
+"""
+
+import torch
+import torch.distributed as dist
+
+from stagewright.runtime.world import World
+
+from .buffers import BufferPool
+
+CARRIED = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int32, torch.int64,
+}  # fmt: skip
+"""Element types that gloo and NCCL both know."""
+
+
+class Transport:
+    """Sends and receives dense tensors of this rank's device."""
+
+    def __init__(self, world: World) -> None:
+        self._groups = {True: world.values, False: world.gradients}
+        self._device = world.device
+        self.is_staged = world.device.type == "cuda" and world.backend == "gloo"
+        """Whether tensors pass through host memory."""
+        home = torch.device("cpu") if self.is_staged else world.device
+        self.pool = BufferPool(home, pinned=self.is_staged)
+
+    def send(
+        self, tensor: torch.Tensor, receiver: int, forward: bool
+    ) -> tuple[list[dist.Work], torch.Tensor]:
+        """Start sending a tensor; return what is under way, and the memory to keep until it has arrived."""
+        ready = tensor.detach().contiguous()
+        if self.is_staged:
+            staged = self.pool.take(tuple(ready.shape), ready.dtype)
+            staged.copy_(ready, non_blocking=True)
+            torch.cuda.current_stream(self._device).synchronize()
+            ready = staged
+        if not ready.numel():
+            return [], ready
+        work = dist.isend(_as_carried(ready), receiver, group=self._groups[forward])
+        return [] if work is None else [work], ready
+
+    def take(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, is_ragged: bool = False
+    ) -> torch.Tensor:
+        """Return a buffer to receive into."""
+        return self.pool.take(shape, dtype, is_ragged=is_ragged)
+
+    def receive(self, buffer: torch.Tensor, sender: int, forward: bool) -> list[dist.Work]:
+        """Start receiving into a buffer; return what is under way."""
+        if not buffer.numel():
+            return []
+        work = dist.irecv(_as_carried(buffer), sender, group=self._groups[forward])
+        return [] if work is None else [work]
+
+    def arrived(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Return the tensor that has arrived in a buffer, on this rank's device."""
+        return buffer.to(self._device, non_blocking=True) if self.is_staged else buffer
+
+
+def _as_carried(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same memory as a type that every backend knows."""
+    if tensor.dtype in CARRIED:
+        return tensor
+    return tensor.reshape(-1).view(torch.uint8)

@@ -1,0 +1,60 @@
+"""How a training runs: what the train command's options say, the same on every rank."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagewright.schedule import Schedule
+
+from .updating import make_optimizer, rate_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train; the same on every rank."""
+
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    """SGD only."""
+    weight_decay: float = 0.0
+    optimizer_options: tuple[tuple[str, Any], ...] = ()
+    """More arguments of the optimizer, by name."""
+    rate_schedule: str = "constant"
+    """How the learning rate changes: updating.rate_at."""
+    warm_up_steps: int = 0
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; None: not clipped."""
+    seed: int = 0
+    schedule: str | None = None
+    """None: the plan's."""
+    update_window: int | None = None
+    """Micro-batches per update, which is a step; None: the plan's."""
+    rows: Schedule | None = None
+    """Of a schedule of the user's own, with flush, instead of a named one."""
+    dtype: str | None = None
+    """Of the parameters; None: the plan's."""
+    precision: str | None = None
+    """One of precision.PRECISIONS; None: the plan's."""
+    overlap: bool = True
+    """Whether gradients of the last layers are summed while the first ones still go backward."""
+    weights: Path | None = None
+    """A safetensors file to start from; None: what the task's factory builds under the seed."""
+    measure_memory: bool = False
+    """Whether to measure the peak of the rank's memory; on a CPU this makes one step slower."""
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """Return the learning rate of a step (counted from 0) of a training of some steps."""
+        part = rate_at(self.rate_schedule, step, num_steps, self.warm_up_steps)
+        return self.learning_rate * part
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Return the optimizer of one rank's parameters; None if it has none to train."""
+        if not parameters:
+            return None
+        options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.optimizer.lower() == "sgd":
+            options["momentum"] = self.momentum
+        return make_optimizer(self.optimizer, parameters, options | dict(self.optimizer_options))

@@ -1,0 +1,1 @@
+"""Watching a run: progress, metrics, traces and the report's page."""
