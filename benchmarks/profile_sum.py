@@ -2,6 +2,7 @@
 
 python benchmarks/profile_sum.py                    # a CPU, one thread
 python benchmarks/profile_sum.py --device cuda:0
+python benchmarks/profile_sum.py --models gnmt unet gpt:build_gpt2_small
 """
 
 import argparse
@@ -16,9 +17,30 @@ from stagewright.profiler.profile import Request, profile
 from stagewright.profiler.report import sum_against_whole
 from stagewright.task import load_task
 
-CASES = {"digits_cnn": 16, "resnet": 16, "gpt": 8, "vgg16": 2}
-"""Samples in a micro-batch, by model."""
-CASES_ON_GPU = {"digits_cnn": 256, "resnet": 256, "gpt": 64, "vgg16": 32}
+CASES = {
+    "digits_cnn": 16,
+    "resnet": 16,
+    "gpt": 8,
+    "gnmt": 8,
+    "experts": 8,
+    "unet": 4,
+    "graph_nets": 4,
+    "transformers_text": 4,
+    "transformers_text:build_bert": 4,
+    "transformers_text:build_llama": 4,
+    "transformers_vit": 4,
+    "alexnet": 8,
+    "densenet": 2,
+    "inception": 2,
+    "resnet50": 2,
+    "minkowski.resnet": 4,
+    "minkowski.unet": 4,
+    "gpt:build_gpt2_small": 2,
+    "vgg16": 2,
+}
+"""Samples in a micro-batch, by task in stagewright.models."""
+ON_GPU = 16
+"""Times as many samples on a GPU."""
 
 
 def row_of(name: str, batch_size: int, device: str, limits: Repeats) -> dict[str, Any]:
@@ -49,13 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--max-seconds", type=float, default=60.0, help="per model")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    cases = CASES if args.device == "cpu" else CASES_ON_GPU
+    factor = 1 if args.device == "cpu" else ON_GPU
     limits = Repeats(repeats=args.repeats, max_seconds=args.max_seconds)
-    print(markdown([row_of(name, size, args.device, limits) for name, size in cases.items()]))
+    rows = [row_of(name, factor * CASES[name], args.device, limits) for name in args.models]
+    print(markdown(rows))
     return 0
 
 
