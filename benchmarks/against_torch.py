@@ -28,10 +28,10 @@ from torch.distributed.pipelining import (
 )
 
 from stagewright.allocation import keep_freed_memory
-from stagewright.runtime.batches import DataOrder, MicrobatchData
+from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.settings import Settings
-from stagewright.runtime.world import join_world
+from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.settings import Settings
 from stagewright.schedule import Action
 
 ROOT = Path(__file__).resolve().parent.parent

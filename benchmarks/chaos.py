@@ -30,10 +30,10 @@ from safetensors.torch import load_file
 
 from stagewright.plan import Plan
 from stagewright.runtime import command as train_command
-from stagewright.runtime.batches import MicrobatchData
+from stagewright.runtime.ranks.whereabouts import Whereabouts
 from stagewright.runtime.session import Session
 from stagewright.runtime.storage.folders import newest_step
-from stagewright.runtime.whereabouts import Whereabouts
+from stagewright.runtime.training.batches import MicrobatchData
 from stagewright.task import load_task
 
 ROOT = Path(__file__).resolve().parent.parent

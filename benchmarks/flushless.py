@@ -20,10 +20,10 @@ import torch.distributed as dist
 from against_torch import MICROBATCH_SIZE, ROOT, TASK, make_stages
 
 from stagewright.allocation import keep_freed_memory
-from stagewright.runtime.batches import DataOrder, MicrobatchData
+from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.settings import Settings
-from stagewright.runtime.world import join_world
+from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.settings import Settings
 
 WINDOWS = (1, 2, 4, 8)
 """Micro-batches per update."""

@@ -22,10 +22,10 @@ from against_torch import CLUSTER, MICROBATCH_SIZE, ROOT, TASK
 from slow_network import ADDRESSES, PORT, SERVERS, two_networks
 
 from stagewright.allocation import keep_freed_memory
-from stagewright.runtime.batches import DataOrder, MicrobatchData
+from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.settings import Settings
-from stagewright.runtime.world import join_world
+from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.settings import Settings
 
 MICROBATCHES = (2, 4, 8)
 """Per step; half of them on each rank."""

@@ -199,7 +199,13 @@ def measure(folder: Path, steps: str) -> None:
         batch = ("--batch-size", "128", "--microbatch-size", "16")
         local("optimize", str(folder / "cluster.toml"), "-o", str(path), *batch, *options)
         plan = Plan.load(path)
-        replay = ("stagewright.runtime.replay_command", str(path), "--steps", steps, "--json")
+        replay = (
+            "stagewright.runtime.checking.replay_command",
+            str(path),
+            "--steps",
+            steps,
+            "--json",
+        )
         found = json.loads(between_servers(replay).splitlines()[-1])
         simulated, replayed = found["simulated_step_ms"], found["measured_step_ms"]
         computing, messages = parts_ms(plan, Cluster.load(folder / "cluster.toml"))

@@ -28,10 +28,10 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.plan import Plan
-from stagewright.runtime.batches import DataOrder, MicrobatchData
+from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.settings import Settings
-from stagewright.runtime.world import join_world
+from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/gpt.py:build_deep"

@@ -14,8 +14,8 @@ from stagewright.schedule import Schedule
 from stagewright.schedule_csv import load_schedule
 from stagewright.scheduling import TRAINING_SCHEDULES
 
-from .precision import PRECISIONS
-from .updating import RATE_SCHEDULES
+from .training.precision import PRECISIONS
+from .training.updating import RATE_SCHEDULES
 from .watching.step_trace import StepRange
 from .watching.watch import WatchOptions
 from .watching.writers import demand_tensorboard

@@ -14,25 +14,25 @@ from stagewright.document import InputError, demand_writable, write_atomically
 from stagewright.task import load_task
 
 from .arguments import check_numbers, make_parser, optimizer_options, rows_of_file, watch_options
-from .faults import (
+from .messages.values import ValueMismatchError
+from .ranks.faults import (
     INTERRUPTED_STATUS,
     PEER_LOST_STATUS,
     PeerLostError,
     end_on_termination,
     end_rank,
 )
-from .messages.values import ValueMismatchError
-from .places import rank_on_server
-from .report import RunReport, format_report, make_report
+from .ranks.places import rank_on_server
+from .ranks.whereabouts import Whereabouts
+from .ranks.world import check_world_size, choose_device, join_world, leave_world, ranks_started
 from .session import Session
-from .settings import Settings
 from .storage.package import load_package
 from .storage.weights import save_tensors
-from .trainer import History, TrainingOptions, train
+from .training.settings import Settings
+from .training.trainer import History, TrainingOptions, train
 from .watching.page import RunFile, page_of
+from .watching.report import RunReport, format_report, make_report
 from .watching.writers import epoch_text
-from .whereabouts import Whereabouts
-from .world import check_world_size, choose_device, join_world, leave_world, ranks_started
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from stagewright.document import InputError
 
 from .execution.stage import Values
-from .faults import waiting_for
+from .ranks.faults import waiting_for
+from .ranks.world import check_world_size, choose_device, join_world, ranks_started
 from .session import Session
-from .settings import Settings
 from .storage.package import load_package
-from .world import check_world_size, choose_device, join_world, ranks_started
+from .training.settings import Settings
 
 
 def start(

@@ -21,20 +21,15 @@ from stagewright.schedule import Schedule
 from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
-from .batches import MicrobatchData
 from .execution.executor import Batches, Executor, Finish, rank_program
 from .execution.randomness import LayerSeeds, seeded
 from .execution.replicas import Reduction
 from .execution.versions import VersionedRunner
-from .faults import waiting_for
-from .flushless import BatchesOfSteps, WindowTraining, refuse_shared_parameters
-from .memory import PeakMemory
 from .messages.exchange import Exchange
 from .messages.values import Precision
-from .precision import autocast_dtype, make_loss_scaler
-from .settings import Settings
-from .stages import make_runners
-from .step_times import MEASURED_STEPS, StepTimes
+from .ranks.faults import waiting_for
+from .ranks.whereabouts import place_of
+from .ranks.world import World, check_world_size, shake_hands
 from .storage.package import StagePackage, build_original, load_package
 from .storage.weights import (
     gather_weights,
@@ -44,9 +39,14 @@ from .storage.weights import (
     tensors_of_stages,
     with_tied_names,
 )
-from .updating import clip_gradients
-from .whereabouts import place_of
-from .world import World, check_world_size, shake_hands
+from .training.batches import MicrobatchData
+from .training.flushless import BatchesOfSteps, WindowTraining, refuse_shared_parameters
+from .training.memory import PeakMemory
+from .training.precision import autocast_dtype, make_loss_scaler
+from .training.settings import Settings
+from .training.stages import make_runners
+from .training.step_times import MEASURED_STEPS, StepTimes
+from .training.updating import clip_gradients
 
 GIVEN_ROWS = "given by the user"
 """The name of a schedule that is given as rows."""

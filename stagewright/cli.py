@@ -21,11 +21,11 @@ COMMANDS = {
     "check": ("stagewright.optimizer.check_command", "plan -> is its lower bound proven?"),
     "generate": ("stagewright.optimizer.codegen.command", "plan -> stage modules"),
     "verify": (
-        "stagewright.runtime.verify_command",
+        "stagewright.runtime.checking.verify_command",
         "stage modules -> is a step the same as one process's?",
     ),
     "replay": (
-        "stagewright.runtime.replay_command",
+        "stagewright.runtime.checking.replay_command",
         "plan -> its messages between real ranks, sleeping in place of computing",
     ),
     "report": (

@@ -22,7 +22,7 @@ from stagewright.program import (
 )
 from stagewright.runtime.messages.exchange import Exchange
 from stagewright.runtime.messages.values import Payload
-from stagewright.runtime.whereabouts import Whereabouts
+from stagewright.runtime.ranks.whereabouts import Whereabouts
 from stagewright.schedule import Action, Pipeline, Schedule
 
 from .randomness import LayerSeeds

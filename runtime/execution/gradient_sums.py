@@ -20,7 +20,7 @@ from torch import nn
 
 from stagewright.document import InputError
 from stagewright.program import Instruction
-from stagewright.runtime.faults import waiting_for
+from stagewright.runtime.ranks.faults import waiting_for
 from stagewright.schedule import Action
 
 BUCKET_BYTES = 4 * 2**20

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stagewright.runtime.faults import waiting_for
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
 
 from .gradient_sums import GradientSums
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from stagewright.cluster import Cluster
 from stagewright.document import InputError, Record, read_bytes
 from stagewright.plan import Plan
-from stagewright.runtime.servers import ranks_by_server
+from stagewright.runtime.ranks.servers import ranks_by_server
 from stagewright.runtime.storage.folders import STOP_REQUEST, newest_step
 
 from .fleet import CHECK_S, Fleet, answers

@@ -13,7 +13,7 @@ from stagewright.cluster import Cluster
 from stagewright.document import InputError
 from stagewright.graph import LayerGraph
 from stagewright.plan import Plan
-from stagewright.runtime.servers import ranks_by_server
+from stagewright.runtime.ranks.servers import ranks_by_server
 
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """For torchrun: without it, ranks that it restarts on several servers wait for dead ones (torch 2.13)."""

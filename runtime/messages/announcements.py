@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from stagewright.program import Message
-from stagewright.runtime.faults import waiting_for
+from stagewright.runtime.ranks.faults import waiting_for
 
 from .values import Layout, Note, Part, Payload, ValueMismatchError
 

@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 from stagewright.plan import Border
 from stagewright.program import GRADIENTS_UNDERWAY, Message
-from stagewright.runtime.faults import PeerLostError, waiting_for
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.faults import PeerLostError, waiting_for
+from stagewright.runtime.ranks.world import World
 from stagewright.schedule import Edge
 from stagewright.value import TensorSpec, is_ragged, tensors_of
 

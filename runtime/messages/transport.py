@@ -8,7 +8,7 @@ may not know travel as bytes.
 import torch
 import torch.distributed as dist
 
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.world import World
 
 from .buffers import BufferPool
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from stagewright.document import Format, InputError, Record, load_record
-from stagewright.runtime.precision import LossScale
+from stagewright.runtime.training.precision import LossScale
 
 CHECKPOINT_FORMAT = Format(
     name="stagewright.checkpoint",

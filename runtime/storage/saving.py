@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 
 from stagewright.document import InputError, save_record
-from stagewright.runtime.faults import waiting_for
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
 
 from .checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from .folders import checkpoint_name, complete_checkpoints

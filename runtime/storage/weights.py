@@ -16,7 +16,7 @@ from torch import nn
 
 from stagewright.document import InputError, write_atomically
 from stagewright.runtime.execution.replicas import buffers_of, parameters_of
-from stagewright.runtime.faults import waiting_for
+from stagewright.runtime.ranks.faults import waiting_for
 
 OWN_BUFFER = "stage_device"
 """An empty buffer by which a generated stage without inputs knows its device; the original has none."""

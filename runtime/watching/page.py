@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from stagewright.document import Record
-from stagewright.runtime.report import BorderReport, ReplicaReport, RunReport
 
 from .metrics import EpochMetrics
 from .pictures import loss_svg, memory_svg, timeline_svg
+from .report import BorderReport, ReplicaReport, RunReport
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1240px; padding: 0 1em; }

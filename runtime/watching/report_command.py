@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from stagewright.document import InputError, demand_size, read_bytes, write_atomically
-from stagewright.runtime.report import format_report
 
 from .page import RunFile, page_of
+from .report import format_report
 
 MOST_BYTES = 64 * 2**20
 

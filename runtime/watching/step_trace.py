@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from stagewright.document import InputError, demand_writable
 from stagewright.runtime.execution.executor import Executor
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.world import World
 
 
 @dataclass(frozen=True)

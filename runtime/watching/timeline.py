@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from stagewright.document import Record
-from stagewright.runtime.faults import waiting_for
-from stagewright.runtime.step_times import StepTimes
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
+from stagewright.runtime.training.step_times import StepTimes
 
 ROUND_TRIPS = 8
 

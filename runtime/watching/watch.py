@@ -7,8 +7,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stagewright.runtime.faults import waiting_for
-from stagewright.runtime.world import World
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
 
 from .metrics import EpochMetrics, OwnStep, StepMetrics, gather_steps
 from .step_trace import StepRange, StepTrace

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stagewright.runtime.library import start, step
-from stagewright.runtime.world import leave_world
+from stagewright.runtime.ranks.world import leave_world
 
 session = start(sys.argv[1], sys.argv[2], device="cpu", optimizer="adamw", learning_rate=0.01)
 generator = torch.Generator().manual_seed(1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stagewright.runtime.batches import DataOrder
+from stagewright.runtime.training.batches import DataOrder
 from stagewright.task import load_task
 
 

@@ -14,20 +14,20 @@ import torch.distributed as dist
 from stagewright.document import InputError
 from stagewright.plan import Border, NamedValue
 from stagewright.program import Message
-from stagewright.runtime.batches import DataOrder, MicrobatchData
 from stagewright.runtime.execution.gradient_sums import GradientSums
-from stagewright.runtime.memory import peak_of, recorded_allocations, storage_bytes
 from stagewright.runtime.messages.codecs import pack_border, unpack_border
 from stagewright.runtime.messages.exchange import Exchange
 from stagewright.runtime.messages.values import Precision, ValueMismatchError
-from stagewright.runtime.report import RunReport, make_report
+from stagewright.runtime.ranks.world import World
 from stagewright.runtime.session import Session
-from stagewright.runtime.settings import Settings
 from stagewright.runtime.storage.folders import STOP_REQUEST
 from stagewright.runtime.storage.weights import save_tensors, state_of_stages
-from stagewright.runtime.trainer import History, TrainingOptions, train
+from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.memory import peak_of, recorded_allocations, storage_bytes
+from stagewright.runtime.training.settings import Settings
+from stagewright.runtime.training.trainer import History, TrainingOptions, train
+from stagewright.runtime.watching.report import RunReport, make_report
 from stagewright.runtime.watching.watch import WatchOptions
-from stagewright.runtime.world import World
 from stagewright.schedule import Action, Edge
 from stagewright.value import NumberSpec, PerSample, TensorSpec
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stagewright.runtime.world import World, make_groups
+from stagewright.runtime.ranks.world import World, make_groups
 
 
 def load(path: str) -> ModuleType:

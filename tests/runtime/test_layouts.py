@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from stagewright.optimizer.codegen.package import generate
-from stagewright.runtime.batches import DataOrder
-from stagewright.runtime.memory import storage_bytes
+from stagewright.runtime.training.batches import DataOrder
+from stagewright.runtime.training.memory import storage_bytes
 from stagewright.task import load_task
 
 RankPool = Any

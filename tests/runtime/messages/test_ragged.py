@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stagewright.runtime.batches import DataOrder
+from stagewright.runtime.training.batches import DataOrder
 from stagewright.task import load_task
 
 RankPool = Any

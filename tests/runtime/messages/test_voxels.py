@@ -273,7 +273,7 @@ def test_gradients_of_a_pipeline_of_processes_equal_one_process(
     package = make_package(task, replicas, 3, schedule)
     settings = {"dtype": "float64"}
     results = rank_pool.run("gradients", package.num_ranks, settings=settings, **package.arguments)
-    from stagewright.runtime.batches import DataOrder
+    from stagewright.runtime.training.batches import DataOrder
 
     loaded = load_task(package.task)
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """A run's report for tests of the page, with texts that would be harmful if they were not escaped."""
 
-from stagewright.runtime.report import BorderReport, ReplicaReport, RunReport
 from stagewright.runtime.watching.metrics import EpochMetrics
 from stagewright.runtime.watching.page import RunFile, RunHistory
+from stagewright.runtime.watching.report import BorderReport, ReplicaReport, RunReport
 from stagewright.runtime.watching.timeline import MeasuredTimeline, TimelineEvent
 
 HARM = "<script>document.title='harmed'</script>\"'&"

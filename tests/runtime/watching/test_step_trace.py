@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stagewright.document import InputError
+from stagewright.runtime.ranks.world import World
 from stagewright.runtime.watching.step_trace import StepRange, StepTrace
-from stagewright.runtime.world import World
 
 WORLD = World(0, 1, torch.device("cpu"))
 

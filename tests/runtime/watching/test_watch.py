@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stagewright.runtime.report import RunReport
-from stagewright.runtime.trainer import History
+from stagewright.runtime.training.trainer import History
+from stagewright.runtime.watching.report import RunReport
 from stagewright.runtime.watching.step_trace import StepRange
 from stagewright.runtime.watching.timeline import TimelineEvent
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stagewright.document import InputError
-from stagewright.runtime.batches import DataOrder
-from stagewright.runtime.updating import make_optimizer, rate_at
+from stagewright.runtime.training.batches import DataOrder
+from stagewright.runtime.training.updating import make_optimizer, rate_at
 from stagewright.task import load_task
 
 RankPool = Any

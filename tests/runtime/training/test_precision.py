@@ -10,16 +10,16 @@ import torch
 from stagewright.document import InputError
 from stagewright.flushless import FLUSHLESS
 from stagewright.plan import Plan
-from stagewright.runtime.batches import DataOrder
-from stagewright.runtime.precision import LossScale, autocast_dtype, make_loss_scaler
+from stagewright.runtime.ranks.world import World
 from stagewright.runtime.storage.checkpoint import load_checkpoint
 from stagewright.runtime.storage.folders import newest_checkpoint
-from stagewright.runtime.world import World
+from stagewright.runtime.training.batches import DataOrder
+from stagewright.runtime.training.precision import LossScale, autocast_dtype, make_loss_scaler
 from stagewright.task import load_task
 
 RankPool = Any
 MakePackage = Any
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 GPT = "gpt.py:build_without_dropout"
 CLIP_NORM = 0.5
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .execution.recompute import RecomputingRunner
-from .execution.stage import StageRunner
-from .messages.values import Precision
-from .storage.package import StagePackage, make_stage, share_tensors
+from stagewright.runtime.execution.recompute import RecomputingRunner
+from stagewright.runtime.execution.stage import StageRunner
+from stagewright.runtime.messages.values import Precision
+from stagewright.runtime.storage.package import StagePackage, make_stage, share_tensors
 
 
 def make_runners(

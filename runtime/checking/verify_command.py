@@ -11,12 +11,7 @@ import msgspec
 import torch
 
 from stagewright.allocation import keep_freed_memory
-from stagewright.task import load_task
-
-from .settings import Settings
-from .storage.package import load_package
-from .verify import Verification, verify
-from .world import (
+from stagewright.runtime.ranks.world import (
     check_world_size,
     choose_device,
     join_world,
@@ -24,6 +19,11 @@ from .world import (
     ranks_started,
     start_ranks,
 )
+from stagewright.runtime.storage.package import load_package
+from stagewright.runtime.training.settings import Settings
+from stagewright.task import load_task
+
+from .verify import Verification, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,10 +11,16 @@ import msgspec
 import torch
 
 from stagewright.plan import Plan
+from stagewright.runtime.ranks.world import (
+    check_world_size,
+    join_world,
+    leave_world,
+    ranks_started,
+    start_ranks,
+)
 from stagewright.scheduling import TRAINING_SCHEDULES
 
 from .replay import Replay, replay
-from .world import check_world_size, join_world, leave_world, ranks_started, start_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from stagewright.cli import run
-from stagewright.runtime.verify_command import main
+from stagewright.runtime.checking.verify_command import main
 
 MakePackage = Any
 

@@ -15,13 +15,13 @@ from stagewright.document import InputError
 from stagewright.flushless import unit_versions, without_flush
 from stagewright.plan import Plan
 from stagewright.program import Instruction
+from stagewright.runtime.execution.executor import Batches, Executor, Finish, rank_program
+from stagewright.runtime.execution.replicas import Reduction
+from stagewright.runtime.execution.stage import Values
+from stagewright.runtime.execution.versions import VersionedRunner
 from stagewright.schedule import Pipeline
 from stagewright.scheduling import make_schedule
 
-from .execution.executor import Batches, Executor, Finish, rank_program
-from .execution.replicas import Reduction
-from .execution.stage import Values
-from .execution.versions import VersionedRunner
 from .step_times import StepTimes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stagewright.cli import run
-from stagewright.runtime.replay_command import main
+from stagewright.runtime.checking.replay_command import main
 
 MakePackage = Any
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stagewright.program import Message, Send
-from stagewright.runtime.whereabouts import Whereabouts, place_of
+from stagewright.runtime.ranks.whereabouts import Whereabouts, place_of
 from stagewright.schedule import Action, Edge
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from .faults import waiting_for
-from .storage.folders import STOP_REQUEST
-from .world import World
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
+from stagewright.runtime.storage.folders import STOP_REQUEST
 
 
 def is_stop_requested(folder: Path, world: World) -> bool:

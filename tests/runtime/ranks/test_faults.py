@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
+CHAOS = Path(__file__).parents[3] / "benchmarks" / "chaos.py"
 
 
 @pytest.mark.timeout(240)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from stagewright.runtime.memory import WATCHED_STEP, PeakMemory, peak_of, storage_bytes
+from stagewright.runtime.training.memory import WATCHED_STEP, PeakMemory, peak_of, storage_bytes
 
 RankPool = Any
 MakePackage = Any

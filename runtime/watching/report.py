@@ -9,11 +9,11 @@ import torch.distributed as dist
 
 from stagewright.document import Record
 from stagewright.plan import Border, Plan
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.session import Session
+from stagewright.runtime.training.step_times import StepTimes
 
-from .faults import waiting_for
-from .session import Session
-from .step_times import StepTimes
-from .watching.timeline import MeasuredTimeline, measure_timeline
+from .timeline import MeasuredTimeline, measure_timeline
 
 WARM_UP_STEPS = 2
 """The first steps of a run are left out: memory is allocated and connections are made in them."""

@@ -7,8 +7,8 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from stagewright.document import InputError
-from stagewright.runtime.places import device_named, rank_on_server, store_of_torchrun
-from stagewright.runtime.servers import ranks_by_server
+from stagewright.runtime.ranks.places import device_named, rank_on_server, store_of_torchrun
+from stagewright.runtime.ranks.servers import ranks_by_server
 
 MakePackage = Any
 

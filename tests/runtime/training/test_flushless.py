@@ -12,8 +12,8 @@ from stagewright.document import InputError
 from stagewright.flushless import versions_allowed, without_flush
 from stagewright.models.minkowski.engine.installed import why_unusable
 from stagewright.plan import Plan
-from stagewright.runtime.batches import DataOrder
-from stagewright.runtime.flushless import refuse_shared_parameters
+from stagewright.runtime.training.batches import DataOrder
+from stagewright.runtime.training.flushless import refuse_shared_parameters
 from stagewright.scheduling import make_schedule, units_allowed
 from stagewright.task import load_task
 

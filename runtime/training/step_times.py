@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from .execution.executor import Measurement
-from .messages.traffic import BorderTraffic
+from stagewright.runtime.execution.executor import Measurement
+from stagewright.runtime.messages.traffic import BorderTraffic
 
 MEASURED_STEPS = 1000
 """Times of the last so many steps are kept for the report: a long training must not fill the memory."""

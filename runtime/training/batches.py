@@ -9,9 +9,8 @@ from torch.utils.data import Dataset, default_collate
 
 from stagewright.document import InputError
 from stagewright.plan import ModelInput
-
-from .execution.randomness import seed_of, seeded
-from .execution.stage import Values
+from stagewright.runtime.execution.randomness import seed_of, seeded
+from stagewright.runtime.execution.stage import Values
 
 
 class DataOrder:

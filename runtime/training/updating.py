@@ -8,10 +8,9 @@ import torch
 import torch.distributed as dist
 
 from stagewright.document import InputError
-
-from .execution.replicas import Reduction
-from .faults import waiting_for
-from .world import World
+from stagewright.runtime.execution.replicas import Reduction
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
 
 SHORT_NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RATE_SCHEDULES = ("constant", "linear", "cosine")

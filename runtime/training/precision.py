@@ -13,10 +13,9 @@ import torch.distributed as dist
 from stagewright.document import InputError, Record
 from stagewright.flushless import FLUSHLESS
 from stagewright.plan import Plan
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
 from stagewright.value import AUTOCAST_DTYPES
-
-from .faults import waiting_for
-from .world import World
 
 FULL = "full"
 """The precision without autocast."""

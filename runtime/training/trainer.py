@@ -8,22 +8,22 @@ from typing import Any
 import torch
 
 from stagewright.document import InputError
-
-from .batches import DataOrder, MicrobatchData, in_order
-from .session import Session
-from .stopping import is_stop_requested
-from .storage.checkpoint import (
+from stagewright.runtime.session import Session
+from stagewright.runtime.storage.checkpoint import (
     Checkpoint,
     load_checkpoint,
     optimizer_tensors,
     read_tensors,
     restore_optimizer,
 )
-from .storage.folders import newest_checkpoint
-from .storage.saving import CheckpointSaver
-from .storage.weights import state_of_stages
-from .watching.metrics import EpochMetrics, own_step
-from .watching.watch import Watch, WatchOptions
+from stagewright.runtime.storage.folders import newest_checkpoint
+from stagewright.runtime.storage.saving import CheckpointSaver
+from stagewright.runtime.storage.weights import state_of_stages
+from stagewright.runtime.watching.metrics import EpochMetrics, own_step
+from stagewright.runtime.watching.watch import Watch, WatchOptions
+
+from .batches import DataOrder, MicrobatchData, in_order
+from .stopping import is_stop_requested
 
 
 @dataclass(frozen=True, kw_only=True)

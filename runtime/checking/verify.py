@@ -16,18 +16,17 @@ import torch.distributed as dist
 
 from stagewright.document import Record
 from stagewright.plan import Plan
+from stagewright.runtime.execution.executor import Batches
+from stagewright.runtime.execution.randomness import LayerSeeds, seed_of, seeded
+from stagewright.runtime.execution.stage import Values
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
+from stagewright.runtime.session import Session
+from stagewright.runtime.storage.package import StagePackage, build_original
+from stagewright.runtime.storage.weights import save_tensors
+from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.settings import Settings
 from stagewright.task import Task
-
-from .batches import DataOrder, MicrobatchData
-from .execution.executor import Batches
-from .execution.randomness import LayerSeeds, seed_of, seeded
-from .execution.stage import Values
-from .faults import waiting_for
-from .session import Session
-from .settings import Settings
-from .storage.package import StagePackage, build_original
-from .storage.weights import save_tensors
-from .world import World
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-3, "bfloat16": 2**-6, "float16": 2**-9}
 """By the dtype that forwards compute in: largest relative difference that rounding explains.

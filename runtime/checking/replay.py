@@ -21,17 +21,16 @@ from stagewright.document import Record
 from stagewright.flushless import FLUSHLESS, without_flush
 from stagewright.plan import Border, Plan, ReplicaPrediction
 from stagewright.program import Instruction, Send
+from stagewright.runtime.execution.executor import Executor, rank_program
+from stagewright.runtime.execution.randomness import LayerSeeds
+from stagewright.runtime.execution.stage import Values
+from stagewright.runtime.messages.exchange import Exchange
+from stagewright.runtime.messages.values import Payload, Precision, planned_layout
+from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.world import World
 from stagewright.schedule import Pipeline
 from stagewright.scheduling import make_schedule, windows_to_fill
 from stagewright.value import tensors_of
-
-from .execution.executor import Executor, rank_program
-from .execution.randomness import LayerSeeds
-from .execution.stage import Values
-from .faults import waiting_for
-from .messages.exchange import Exchange
-from .messages.values import Payload, Precision, planned_layout
-from .world import World
 
 WARM_UP_STEPS = 2
 

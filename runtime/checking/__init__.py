@@ -1,0 +1,1 @@
+"""Checking a plan without training: verify against one process; replay by sleeping, not computing."""
