@@ -25,8 +25,8 @@ def stoppable(call: Callable[[IntArray], Result], until: float) -> Result:
     flag = np.zeros(1, dtype=np.int64)
     left_s = None if math.isinf(until) else max(0.0, until - time.perf_counter())
     with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(call, flag)
-        try:
+        try:  # around the start too: an interruption there must not leave the thread searching for ever
+            future = pool.submit(call, flag)
             wait([future], left_s)
         finally:
             flag[0] = 1

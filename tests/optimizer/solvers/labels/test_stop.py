@@ -2,6 +2,7 @@
 
 import _thread
 import math
+import threading
 import time
 
 import pytest
@@ -29,9 +30,16 @@ def test_a_search_that_ends_is_not_told() -> None:
     assert stoppable(lambda flag: int(flag[0]), math.inf) == 0
 
 
-def test_an_interruption_is_raised_when_the_search_has_ended() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        stoppable(interrupted, math.inf)
+def test_an_interruption_is_raised_and_ends_the_search() -> None:
+    """Many times: the interruption may come while the thread is being started."""
+    before = threading.active_count()
+    for _ in range(100):
+        with pytest.raises(KeyboardInterrupt):
+            stoppable(interrupted, math.inf)
+    deadline = time.perf_counter() + 10
+    while threading.active_count() > before:
+        assert time.perf_counter() < deadline, "a search goes on"
+        time.sleep(0.01)
 
 
 def test_an_error_of_the_search_is_raised() -> None:
