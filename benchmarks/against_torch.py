@@ -178,8 +178,6 @@ def run_ours(session: Session, dataset: object, order: DataOrder, step: int) -> 
         dataset, microbatches, session.plan.inputs, session.dtype, session.world.device, (0, step)
     )  # type: ignore[arg-type]
     session.compute_gradients(data, step)
-    for module in session.modules:
-        module.zero_grad(set_to_none=True)
 
 
 class Untupled(torch.nn.Module):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from stagewright.document import InputError
 
+from .execution.executor import Batches
 from .execution.stage import Values
 from .ranks.faults import waiting_for
 from .ranks.world import check_world_size, choose_device, join_world, ranks_started
@@ -74,7 +75,7 @@ def step(session: Session, inputs: Any, targets: Any, num_steps: int | None = No
     return float(total)
 
 
-class TensorBatch:
+class TensorBatch(Batches):
     """The micro-batches of one batch of tensors; the last may have fewer samples."""
 
     def __init__(self, session: Session, inputs: Any, targets: Any) -> None:

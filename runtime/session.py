@@ -97,7 +97,9 @@ class Session:
         )
         stages = {index: runner.module for index, runner in runners.items()}
         self.reduction = Reduction(stages, package.tied, world)
-        self._overlapped = self.reduction.sums.overlap(self._program) if settings.overlap else {}
+        self._overlapped = (
+            self.reduction.sums.overlap(self._program.instructions) if settings.overlap else {}
+        )
         self.optimizer = settings.make_optimizer(list(self.reduction.parameters.values()))
         self._units_since_averaging = 0
         self.windows: WindowTraining | None = None  # With flush.
@@ -173,11 +175,13 @@ class Session:
         self.world.whereabouts.enter(f"step {step + 1}")
         self.executor.traffic.take()
         start_s = time.perf_counter()
-        alone = self.windows.standing_alone(self._program) if self.windows else nullcontext()
+        alone = (
+            self.windows.standing_alone(self._program.instructions)
+            if self.windows
+            else nullcontext()
+        )
         with alone:
-            measured = self.executor.run(
-                self._pipeline, self._program, data, step, finish, around=self._overlapped
-            )
+            measured = self.executor.run(self._program, data, step, finish, around=self._overlapped)
         self._units_since_averaging += sum(m.action.kind == "F" for m in measured)
         reduce_s = time.perf_counter()
         self.reduction.sum_gradients()
@@ -305,7 +309,7 @@ class Session:
 
         self.average_buffers()
         with torch.no_grad(), self._evaluating():
-            self.executor.run(pipeline, program, data, 0, finish)
+            self.executor.run(program, data, 0, finish)
         if self.world.control is not None:
             with waiting_for("the sum of the evaluation"):
                 dist.all_reduce(sums, group=self.world.control)

@@ -20,15 +20,14 @@ import torch.distributed as dist
 from stagewright.document import Record
 from stagewright.flushless import FLUSHLESS, without_flush
 from stagewright.plan import Border, Plan, ReplicaPrediction
-from stagewright.program import Instruction, Send
-from stagewright.runtime.execution.executor import Executor, rank_program
+from stagewright.program import Send
+from stagewright.runtime.execution.executor import Batches, Executor, RankProgram, rank_program
 from stagewright.runtime.execution.randomness import LayerSeeds
 from stagewright.runtime.execution.stage import Values
 from stagewright.runtime.messages.exchange import Exchange
 from stagewright.runtime.messages.values import Payload, Precision, planned_layout
 from stagewright.runtime.ranks.faults import waiting_for
 from stagewright.runtime.ranks.world import World
-from stagewright.schedule import Pipeline
 from stagewright.scheduling import make_schedule, windows_to_fill
 from stagewright.value import tensors_of
 
@@ -146,7 +145,7 @@ class SleepingStage:
         )
 
 
-class _NoData:
+class _NoData(Batches):
     """Batches of the plan's size, with nothing in them."""
 
     def __init__(self, plan: Plan) -> None:
@@ -172,9 +171,7 @@ class _Run:
         self._plan, self._world, self._executor = plan, world, executor
         self._sleeper, self._end_ms = sleeper, end_ms
 
-    def steps(
-        self, pipeline: Pipeline, program: Sequence[Instruction], num_steps: int
-    ) -> list[float]:
+    def steps(self, program: RankProgram, num_steps: int) -> list[float]:
         """Return the times of some steps with flush."""
         times_ms = []
         for step in range(WARM_UP_STEPS + num_steps):
@@ -182,7 +179,7 @@ class _Run:
                 with waiting_for("all ranks to start a step"):
                     dist.barrier(group=self._world.control)
             start_s = time.perf_counter()
-            self._executor.run(pipeline, program, _NoData(self._plan), step, None)
+            self._executor.run(program, _NoData(self._plan), step, None)
             self._sleeper.sleep_until(time.perf_counter(), self._end_ms)
             times_ms.append((time.perf_counter() - start_s) * 1e3)
         return times_ms[WARM_UP_STEPS:]
@@ -206,7 +203,7 @@ class _Run:
             self._sleeper.sleep_until(time.perf_counter(), self._end_ms)
             updated_s.append(time.perf_counter())
 
-        self._executor.run(pipeline, program, _NoData(self._plan), 0, None, update)
+        self._executor.run(program, _NoData(self._plan), 0, None, update)
         steady_s = updated_s[fill - 1 : fill + num_windows]
         return [(after - before) * 1e3 for before, after in itertools.pairwise(steady_s)]
 
@@ -244,10 +241,10 @@ def replay(plan: Plan, world: World, num_steps: int, schedule: str | None = None
     program = rank_program(pipeline, make_schedule(name, pipeline), world.rank)
     run = _Run(plan, world, executor, sleeper, end_ms)
     is_flushless = name in FLUSHLESS
-    times_ms = (
-        run.windows(name, num_steps) if is_flushless else run.steps(pipeline, program, num_steps)
-    )
-    sent = [instruction.message for instruction in program if isinstance(instruction, Send)]
+    times_ms = run.windows(name, num_steps) if is_flushless else run.steps(program, num_steps)
+    sent = [
+        instruction.message for instruction in program.instructions if isinstance(instruction, Send)
+    ]
     counts = Counter((message.receiver, message.edge, message.forward) for message in sent)
     traffic = Counter[int]()
     messages = Counter[int]()

@@ -57,7 +57,7 @@ class Verification(Record):
 
 
 @dataclass(frozen=True)
-class ExampleData:
+class ExampleData(Batches):
     """The example inputs as micro-batches, for a task without a dataset; there are no targets."""
 
     task: Task

@@ -29,7 +29,7 @@ from .randomness import LayerSeeds
 from .stage import Values
 
 ACTIONS_AHEAD = 2
-"""How many computations before it is needed a receive is posted at least; costs as many buffers."""
+"""How many computations before the one that needs it a receive is posted at least."""
 
 
 class Batches(Protocol):
@@ -43,6 +43,10 @@ class Batches(Protocol):
 
     def target_of(self, microbatch: int) -> Any:
         """Return the targets of a micro-batch."""
+
+    def prepare(self, microbatch: int, layers: Sequence[str], *, with_target: bool) -> None:
+        """Load what `inputs_of` and `target_of` will be asked for, if that takes time."""
+        return
 
 
 class RunsUnits(Protocol):
@@ -91,6 +95,25 @@ class Measurement:
     """What the device itself spent, times the emulated slowdown: without waits for a shared processor."""
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What one action takes and gives, found once for a program and not in every step."""
+
+    arriving: tuple[Message, ...]
+    leaving: tuple[Message, ...]
+    next_forward: Action | None
+    """If it waits for another rank: the forward, this or the next, whose data is loaded before."""
+
+
+@dataclass(frozen=True)
+class RankProgram:
+    """What one rank executes."""
+
+    instructions: tuple[Instruction, ...]
+    around: Mapping[Action, Around]
+    last_stage: int
+
+
 class Executor:
     """Executes programs on one rank with its stages; the flush, the update and the data are its callers'."""
 
@@ -131,8 +154,7 @@ class Executor:
 
     def run(
         self,
-        pipeline: Pipeline,
-        program: Sequence[Instruction],
+        program: RankProgram,
         batches: Batches,
         step: int,
         finish: Finish | None,
@@ -144,7 +166,6 @@ class Executor:
         With gradients enabled, backwards add to the parameters' gradients.
 
         Args:
-            pipeline: what the program was compiled for.
             program: this rank's (`rank_program`).
             batches: the step's data.
             step: for the random layers' seeds.
@@ -158,7 +179,7 @@ class Executor:
         measurements = []
         around = {} if around is None else around
         whereabouts = self.whereabouts
-        for instruction in program:
+        for instruction in program.instructions:
             whereabouts.instruction = instruction
             if isinstance(instruction, Send):
                 message = instruction.message
@@ -173,7 +194,7 @@ class Executor:
             else:
                 context = around.get(instruction, nullcontext)
                 with self._named(instruction), context():
-                    start_s, device_s = self._compute(pipeline, instruction, batches, step, finish)
+                    start_s, device_s = self._compute(program, instruction, batches, step, finish)
                 end_s = time.perf_counter()
                 measurements.append(Measurement(instruction, start_s, end_s, device_s))
         whereabouts.instruction = None
@@ -185,7 +206,7 @@ class Executor:
 
     def _compute(
         self,
-        pipeline: Pipeline,
+        program: RankProgram,
         action: Action,
         batches: Batches,
         step: int,
@@ -193,13 +214,15 @@ class Executor:
     ) -> tuple[float, float]:
         """Run one action; return when its computation started and what the device spent."""
         stage, microbatch = self.stages[action.stage], action.microbatch
-        arrived = {message.edge: self._take(message) for message in messages_to(pipeline, action)}
+        around = program.around[action]
+        if around.next_forward is not None:
+            self._prepare(batches, around.next_forward, program.last_stage)
+        arrived = {message.edge: self._take(message) for message in around.arriving}
         if action.kind == "F":
             received = {edge.source: payload for edge, payload in arrived.items()}
             inputs = batches.inputs_of(microbatch, stage.input_names)
-            last = stage.index == len(pipeline.stages) - 1
             bound = None
-            if last and finish is not None:
+            if action.stage == program.last_stage and finish is not None:
                 bound = partial(finish, target=batches.target_of(microbatch), microbatch=microbatch)
             self._seeds.begin(step, microbatch)
             start_s, cpu_s = time.perf_counter(), time.thread_time()
@@ -218,13 +241,18 @@ class Executor:
                 stage.backward_of_weights(microbatch)
             outgoing = {source: Payload(g, [True] * len(g)) for source, g in found.items()}
         device_s = self.emulate(start_s, cpu_s)
-        for message in messages_from(pipeline, action):
+        for message in around.leaving:
             payload = outgoing[message.edge.target if message.forward else message.edge.source]
             if message.sender == message.receiver:
                 self._local[message] = payload.detached()
             else:
                 self._outgoing[message] = payload
         return start_s, device_s
+
+    def _prepare(self, batches: Batches, forward: Action, last_stage: int) -> None:
+        """Load the data of a forward that is to come."""
+        names = self.stages[forward.stage].input_names
+        batches.prepare(forward.microbatch, names, with_target=forward.stage == last_stage)
 
     def _take(self, message: Message) -> Payload:
         """Return a message from another rank or from another stage of this one."""
@@ -253,28 +281,58 @@ class Executor:
 
 def rank_program(
     pipeline: Pipeline, schedule: Schedule, rank: int, *, forward_only: bool = False
-) -> tuple[Instruction, ...]:
+) -> RankProgram:
     """Return what a rank executes: its program of a schedule, receives posted early.
 
     Raises:
         InputError: the rows contradict one another (`stagewright.program.check`).
     """
-    programs = compile_programs(pipeline, schedule, forward_only=forward_only)
-    return tuple(_receives_early(programs[rank]))
+    program = compile_programs(pipeline, schedule, forward_only=forward_only)[rank]
+    around: dict[Action, Around] = {}
+    next_forward: Action | None = None
+    for action in reversed([item for item in program if isinstance(item, Action)]):
+        next_forward = action if action.kind == "F" else next_forward
+        arriving = tuple(messages_to(pipeline, action))
+        waits = any(message.sender != rank for message in arriving)
+        leaving = tuple(messages_from(pipeline, action))
+        around[action] = Around(arriving, leaving, next_forward if waits else None)
+    instructions = tuple(_receives_early(program, around))
+    return RankProgram(instructions, around, len(pipeline.stages) - 1)
 
 
-def _receives_early(program: Sequence[Instruction]) -> list[Instruction]:
-    """Return a program whose receives stand up to ACTIONS_AHEAD computations earlier.
+def _receives_early(
+    program: Sequence[Instruction], around: Mapping[Action, Around]
+) -> list[Instruction]:
+    """Return a program whose receives stand at least ACTIONS_AHEAD computations before their use.
 
     To be ready for a message blocks nothing, so this cannot deadlock; but a message that finds its receiver
-    ready travels while both ends compute. The order of each channel's receives stays.
+    ready travels while both ends compute. What a computation made is sent first: others wait for it. The
+    order of each channel's receives stays.
     """
+    computations = [item for item in program if not isinstance(item, Send | Receive)]
+    needed_at = {
+        message: place
+        for place, item in enumerate(computations)
+        if isinstance(item, Action)
+        for message in around[item].arriving
+    }
     steps: list[list[Instruction]] = [[]]
-    for instruction in program:
-        if isinstance(instruction, Receive):
-            steps[max(0, len(steps) - 1 - ACTIONS_AHEAD)].append(instruction)
-        else:
-            steps[-1].append(instruction)
-            if not isinstance(instruction, Send):
-                steps.append([])
-    return [instruction for step in steps for instruction in step]
+    """A computation and what is sent after it; nothing in the first."""
+    receives: list[tuple[int, Receive]] = []
+    """With the step after which each may stand at the latest."""
+    for item in program:
+        if isinstance(item, Receive):
+            latest = min(needed_at[item.message] - ACTIONS_AHEAD, len(steps) - 1)
+            receives.append((max(0, latest), item))
+            continue
+        if not isinstance(item, Send):
+            steps.append([])
+        steps[-1].append(item)
+    next_of: dict[tuple[int, bool], int] = {}
+    """By channel: after which step the next receive stands."""
+    ready: list[list[Instruction]] = [[] for _ in steps]
+    for latest, item in reversed(receives):
+        channel = (item.message.sender, item.message.forward)
+        next_of[channel] = min(latest, next_of.get(channel, latest))
+        ready[next_of[channel]].insert(0, item)
+    return [item for pair in zip(steps, ready, strict=True) for part in pair for item in part]

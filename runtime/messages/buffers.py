@@ -11,12 +11,20 @@ import weakref
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import torch
 
 LEAST_BYTES = 256
 """Of a buffer."""
 SIZES_PER_DOUBLING = 4
 """Ragged sizes are rounded up to few different ones, so that buffers fit again: at most 1/4 is unused."""
+NUMPY_DTYPES = {
+    dtype: torch.empty(0, dtype=dtype).numpy().dtype
+    for dtype in (
+        torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool,
+        torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    )
+}  # fmt: skip
 
 
 class BufferPool:
@@ -26,7 +34,7 @@ class BufferPool:
         """pinned: in host memory from which a GPU can copy; device is then the CPU."""
         self._device = device
         self._pinned = pinned
-        self._free: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self._free: dict[int, list[Any]] = defaultdict(list)
         self._lent: dict[int, Any] = {}
         """By a number of its own for each: what tells when the memory is free."""
         self.num_made = 0
@@ -53,11 +61,13 @@ class BufferPool:
         if free:
             memory = free.pop()
         else:
-            memory = torch.empty(size, dtype=torch.uint8)
+            memory = torch.empty(size, dtype=torch.uint8).numpy()
             self.num_made += 1
             self.bytes_made += size
-        # torch keeps the array as long as a tensor shares its memory, and arrays take weak references.
-        array = memory.numpy()
+        # torch keeps the array as long as a tensor shares its memory, and arrays take weak references. The
+        # array has the tensor's shape already: views made by torch would cost several times as much.
+        known = NUMPY_DTYPES.get(dtype)
+        array = np.ndarray(shape if known else num_bytes, known or np.uint8, memory)
         key = id(array)
 
         def give_back(_: Any) -> None:
@@ -65,7 +75,8 @@ class BufferPool:
             free.append(memory)
 
         self._lent[key] = weakref.ref(array, give_back)
-        return torch.from_numpy(array)[:num_bytes].view(dtype).view(shape)
+        tensor = torch.from_numpy(array)
+        return tensor if known else tensor.view(dtype).view(shape)
 
 
 def rounded_size(num_bytes: int) -> int:

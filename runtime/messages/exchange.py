@@ -94,6 +94,8 @@ class Exchange:
         }
         self.traffic = Traffic()
         self._precision = precision
+        self._layouts: dict[tuple[Edge, bool, int], Layout | None] = {}
+        """By border, direction and samples: what the plan says; None: it depends on the data."""
         self._timeout_s = world.timeout_s
         self._transport = Transport(world)
         self._announcements = world.announcements
@@ -209,13 +211,13 @@ class Exchange:
 
     def _planned(self, message: Message, batch_size: int) -> Layout | None:
         """Return a message's layout if it follows from the plan."""
-        border = self._borders[message.edge.source, message.edge.target]
-        if border.is_ragged:
-            return None
-        layout = planned_layout(border.tensors, batch_size, self._precision)
-        if message.forward:
-            return layout
-        return [part for part in layout if part.with_gradient]
+        key = (message.edge, message.forward, batch_size)
+        if key not in self._layouts:
+            border = self._borders[message.edge.source, message.edge.target]
+            specs = self.specs_of(message.edge, forward=message.forward)
+            layout = planned_layout(specs, batch_size, self._precision)
+            self._layouts[key] = None if border.is_ragged else layout
+        return self._layouts[key]
 
     def _is_announced(self, message: Message, planned: Layout | None) -> bool:
         """Return whether a message is announced; the same at both ends, asked once for each message."""

@@ -78,6 +78,10 @@ class MicrobatchData:
     def target_of(self, microbatch: int) -> Any:
         return self._load(microbatch)[1]
 
+    def prepare(self, microbatch: int, layers: Sequence[str], *, with_target: bool) -> None:
+        if with_target or any(layer in self._inputs for layer in layers):
+            self._load(microbatch)
+
     def _load(self, microbatch: int) -> tuple[Any, Any]:
         if microbatch not in self._loaded:
             with seeded(seed_of(*self._key, microbatch)):

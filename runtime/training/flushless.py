@@ -15,7 +15,13 @@ from stagewright.document import InputError
 from stagewright.flushless import unit_versions, without_flush
 from stagewright.plan import Plan
 from stagewright.program import Instruction
-from stagewright.runtime.execution.executor import Batches, Executor, Finish, rank_program
+from stagewright.runtime.execution.executor import (
+    Batches,
+    Executor,
+    Finish,
+    RankProgram,
+    rank_program,
+)
 from stagewright.runtime.execution.replicas import Reduction
 from stagewright.runtime.execution.stage import Values
 from stagewright.runtime.execution.versions import VersionedRunner
@@ -53,6 +59,10 @@ class BatchesOfSteps:
         data, own = self._find(microbatch)
         return data.target_of(own)
 
+    def prepare(self, microbatch: int, layers: Sequence[str], *, with_target: bool) -> None:
+        data, own = self._find(microbatch)
+        data.prepare(own, layers, with_target=with_target)
+
     def _find(self, microbatch: int) -> tuple[Batches, int]:
         step, own = divmod(microbatch, self._per_step)
         step += self._first
@@ -85,7 +95,7 @@ class WindowTraining:
         self._executor = executor
         self.versions = runner.versions
         self._reduction = reduction
-        self._programs: dict[int, tuple[Pipeline, tuple[Instruction, ...], Mapping[int, int]]] = {}
+        self._programs: dict[int, tuple[RankProgram, Mapping[int, int]]] = {}
         """By number of steps: made ready once, as the steps between two drains are often as many."""
 
     def run(
@@ -105,7 +115,7 @@ class WindowTraining:
                 since the update before: a step's last micro-batches travel on while the next one's start.
         """
         self._executor.whereabouts.enter(f"steps {steps.start + 1} to {steps.stop}")
-        pipeline, program, versions = self._prepare(len(steps))
+        program, versions = self._prepare(len(steps))
         times: list[StepTimes] = []
         self._executor.traffic.take()
         last_s = time.perf_counter()
@@ -130,7 +140,7 @@ class WindowTraining:
             last_s = time.perf_counter()
 
         self.versions.begin(versions)
-        measured = self._executor.run(pipeline, program, batches, steps.start, finish, close)
+        measured = self._executor.run(program, batches, steps.start, finish, close)
         self.versions.end()
         for measurement in measured:
             times[measurement.action.microbatch // self.window].actions.append(measurement)
@@ -144,19 +154,14 @@ class WindowTraining:
         yield
         self.versions.end()
 
-    def _prepare(
-        self, num_steps: int
-    ) -> tuple[Pipeline, tuple[Instruction, ...], Mapping[int, int]]:
-        """Return pipeline, this rank's program and the versions of its units."""
+    def _prepare(self, num_steps: int) -> tuple[RankProgram, Mapping[int, int]]:
+        """Return this rank's program and the versions of its units."""
         if num_steps not in self._programs:
             pipeline = replace(self._pipeline, num_microbatches=num_steps * self.window)
             program = rank_program(pipeline, make_schedule(self._name, pipeline), self._rank)
             assert pipeline.updates is not None
-            self._programs[num_steps] = (
-                pipeline,
-                program,
-                unit_versions(pipeline.updates, program),
-            )
+            versions = unit_versions(pipeline.updates, program.instructions)
+            self._programs[num_steps] = (program, versions)
         return self._programs[num_steps]
 
 
