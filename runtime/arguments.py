@@ -17,7 +17,7 @@ from stagewright.scheduling import TRAINING_SCHEDULES
 from .training.precision import PRECISIONS
 from .training.updating import RATE_SCHEDULES
 from .watching.step_trace import StepRange
-from .watching.watch import WatchOptions
+from .watching.watch import WATCHED_EVERY, WatchOptions
 from .watching.writers import demand_tensorboard
 
 LONGEST_TIMEOUT_S = 86400.0
@@ -129,7 +129,7 @@ def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on training while a checkpoint is written; costs a copy of the rank's state",
     )
-    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep")
+    add("--keep", type=int, metavar="N", help="checkpoints to keep (default 2)")
     add(
         "--resume",
         action="store_true",
@@ -186,7 +186,7 @@ def _add_update(parser: argparse.ArgumentParser) -> None:
     add("--warm-up", type=int, default=0, metavar="STEPS", help="steps in which the rate rises")
     add("--clip-norm", type=float, help="largest norm of all gradients together")
     add("--lr", type=float, default=0.01, help="learning rate")
-    add("--momentum", type=float, default=0.9, help="sgd only")
+    add("--momentum", type=float, help="sgd only (default 0.9)")
     add("--weight-decay", type=float, default=0.0)
 
 
@@ -204,9 +204,8 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
     add(
         "--watch-every",
         type=int,
-        default=10,
         metavar="STEPS",
-        help="gather the metrics of all ranks every so many steps (they are of each step)",
+        help="gather the metrics of all ranks every so many steps (10); they are of each step",
     )
     add(
         "--profile-steps",
@@ -220,8 +219,15 @@ def watch_options(args: argparse.Namespace) -> WatchOptions:
     """Return what to show of a run.
 
     Raises:
-        InputError: the steps to trace are none, or TensorBoard is not installed.
+        InputError: the steps to trace are none, TensorBoard is not installed, or nothing shows what is
+            gathered.
     """
+    shown = args.progress != "none" or args.metrics is not None or args.tensorboard is not None
+    if args.watch_every is not None and not shown:
+        raise InputError(
+            "--watch-every needs something that shows the steps: --progress, --metrics or --tensorboard; "
+            "name one, or leave it out"
+        )
     if args.tensorboard is not None:
         demand_tensorboard()
     traced, folder = args.profile_steps or (None, None)
@@ -229,7 +235,7 @@ def watch_options(args: argparse.Namespace) -> WatchOptions:
         metrics=args.metrics,
         tensorboard=args.tensorboard,
         lines=args.progress == "lines",
-        every=args.watch_every,
+        every=args.watch_every or WATCHED_EVERY,
         traced=traced and StepRange.parse(traced),
         trace_folder=folder and Path(folder),
     )

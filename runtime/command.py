@@ -11,6 +11,7 @@ import torch
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.document import InputError, demand_writable, write_atomically
+from stagewright.schedule import Schedule
 from stagewright.task import load_task
 
 from .arguments import check_numbers, make_parser, optimizer_options, rows_of_file, watch_options
@@ -23,6 +24,7 @@ from .ranks.faults import (
     end_rank,
 )
 from .ranks.places import rank_on_server
+from .ranks.roll_call import naming_the_missing
 from .ranks.whereabouts import Whereabouts
 from .ranks.world import check_world_size, choose_device, join_world, leave_world, ranks_started
 from .session import Session
@@ -50,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_rank(f"stagewright train: {whereabouts}: {error}", 2)
     except PeerLostError as error:
         end_rank(f"stagewright train: {whereabouts}: {error}", PEER_LOST_STATUS)
-    except ValueMismatchError as error:
-        end_rank(f"stagewright train: {whereabouts}: {error}; profile, plan and generate again", 2)
     except KeyboardInterrupt:
         end_rank(f"stagewright train: {whereabouts}: interrupted", INTERRUPTED_STATUS)
     except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
@@ -91,10 +91,38 @@ def _run(
         whereabouts.place = f"rank {rank} on server {args.server}"
     if rank == 0:
         _check_outputs(args)
-    rows = rows_of_file(args, package.plan)
+    settings = _settings(args, rows_of_file(args, package.plan))
     device = choose_device(args.device, local_rank, args.gpu)
     world = join_world(rank, size, device, args.timeout, whereabouts)
-    settings = Settings(
+    try:
+        with naming_the_missing(world):
+            _train(args, options, Session(package, task, world, settings))
+    except ValueMismatchError as error:
+        raise InputError(f"{error}; profile, plan and generate again") from None
+    leave_world()
+    return 0
+
+
+def _train(args: argparse.Namespace, options: TrainingOptions, session: Session) -> None:
+    """Train, and write and print what was asked for."""
+    is_first = session.world.rank == 0
+    shows_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
+    history = train(session, options, progress=is_first and shows_bar)
+    if args.output is not None and not history.stopped:
+        weights = session.final_weights()
+        if weights is not None:
+            save_tensors(
+                args.output,
+                weights,
+                {"task": session.plan.task, "step": str(_step(history))},
+            )
+    report = make_report(session)
+    if report is not None:
+        _print_result(args, history, report)
+
+
+def _settings(args: argparse.Namespace, rows: Schedule | None) -> Settings:
+    return Settings(
         optimizer=args.optimizer,
         optimizer_options=optimizer_options(args.optimizer_option),
         rate_schedule=args.lr_schedule,
@@ -113,20 +141,6 @@ def _run(
         weights=args.weights,
         measure_memory=args.report is not None,
     )
-    session = Session(package, task, world, settings)
-    shows_bar = args.progress == "bar" or (args.progress == "auto" and sys.stderr.isatty())
-    history = train(session, options, progress=rank == 0 and shows_bar)
-    if args.output is not None and not history.stopped:
-        weights = session.final_weights()
-        if weights is not None:
-            save_tensors(
-                args.output, weights, {"task": package.plan.task, "step": str(_step(history))}
-            )
-    report = make_report(session)
-    if report is not None:
-        _print_result(args, history, report)
-    leave_world()
-    return 0
 
 
 def _training_options(args: argparse.Namespace) -> TrainingOptions:

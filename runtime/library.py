@@ -20,6 +20,7 @@ from stagewright.document import InputError
 from .execution.executor import Batches
 from .execution.stage import Values
 from .ranks.faults import waiting_for
+from .ranks.roll_call import naming_the_missing
 from .ranks.world import check_world_size, choose_device, join_world, ranks_started
 from .session import Session
 from .storage.package import load_package
@@ -49,7 +50,8 @@ def start(
     rank, size, local_rank = ranks_started(os.environ)
     check_world_size(load_package(Path(directory)).plan, size)
     world = join_world(rank, size, choose_device(device, local_rank), timeout_s)
-    return Session.start(Path(directory), task, world, Settings(**settings))
+    with naming_the_missing(world):
+        return Session.start(Path(directory), task, world, Settings(**settings))
 
 
 def step(session: Session, inputs: Any, targets: Any, num_steps: int | None = None) -> float:
@@ -67,11 +69,12 @@ def step(session: Session, inputs: Any, targets: Any, num_steps: int | None = No
         PeerLostError: another rank died or is stuck.
     """
     batch = TensorBatch(session, inputs, targets)
-    own = session.train_step(batch, session.num_steps_run, num_steps)
-    total = torch.tensor(sum(own.values()), dtype=torch.float64)
-    if session.world.control is not None:
-        with waiting_for("the losses of the step"):
-            dist.all_reduce(total, group=session.world.control)
+    with naming_the_missing(session.world):
+        own = session.train_step(batch, session.num_steps_run, num_steps)
+        total = torch.tensor(sum(own.values()), dtype=torch.float64)
+        if session.world.control is not None:
+            with waiting_for("the losses of the step"):
+                dist.all_reduce(total, group=session.world.control)
     return float(total)
 
 

@@ -43,7 +43,7 @@ from .training.batches import MicrobatchData
 from .training.flushless import BatchesOfSteps, WindowTraining, refuse_shared_parameters
 from .training.memory import PeakMemory
 from .training.precision import autocast_dtype, make_loss_scaler
-from .training.settings import Settings
+from .training.settings import Settings, options_that_agree
 from .training.stages import make_runners
 from .training.step_times import MEASURED_STEPS, StepTimes
 from .training.updating import clip_gradients
@@ -68,7 +68,8 @@ class Session:
         self.measured: deque[StepTimes] = deque(maxlen=MEASURED_STEPS)
         self.num_steps_run = 0
         self.memory = PeakMemory(world.device, is_wanted=settings.measure_memory)
-        shake_hands(world, package.plan_sha256, {"settings": repr(settings)})
+        versions = {"plan": package.plan_sha256[:16], "torch": str(torch.__version__)}
+        shake_hands(world, versions | options_that_agree(settings))
         run_dtype = settings.dtype or plan.dtype
         self.dtype = getattr(torch, run_dtype)
         autocast = autocast_dtype(plan, settings.precision, run_dtype)
@@ -323,14 +324,15 @@ class Session:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Put the stages in eval mode, in which nothing is random."""
+        """Put the stages in eval mode, in which nothing is random; give each layer its own mode back."""
+        modes = [(layer, layer.training) for module in self.modules for layer in module.modules()]
         for module in self.modules:
             module.eval()
         try:
             yield
         finally:
-            for module in self.modules:
-                module.train()
+            for layer, mode in modes:
+                layer.training = mode
 
     def _load_initial_weights(self) -> dict[str, torch.Tensor]:
         start, tied = self.world.start, self.package.tied

@@ -75,8 +75,8 @@ class Reduction:
 
         Each replica has changed its statistics with its own micro-batches only. A floating-point buffer that
         changed on any of them becomes the mean over the replicas, weighted by the micro-batches since the
-        last call; an integer one (num_batches_tracked) gets the sum of all changes. With one replica nothing
-        changes, so the statistics are one process's.
+        last call (the plain mean where there were none); an integer one (num_batches_tracked) gets the sum of
+        all changes. With one replica nothing changes, so the statistics are one process's.
 
         Args:
             units: micro-batches that this rank has run forward since the last call.
@@ -91,9 +91,10 @@ class Reduction:
             with waiting_for(f"the averaging of buffers with {_peers_of(group)}"):
                 dist.all_reduce(total, group=group)
                 dist.all_reduce(changed, group=group)
+                weight = units / total.item() if total else 1 / dist.get_world_size(group)
                 for name, differs in zip(names, changed.tolist(), strict=True):
                     if differs:
-                        self._average(name, units / total.item(), group)
+                        self._average(name, weight, group)
 
     def _average(self, name: str, weight: float, group: dist.ProcessGroup) -> None:
         buffer, agreed = self._buffers[name], self._agreed[name]

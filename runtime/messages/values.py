@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from stagewright.document import InputError
 from stagewright.value import Size, TensorSpec, size_at
 
 Scalar = None | bool | int | float | str
@@ -13,7 +14,7 @@ Note = Scalar | list[Scalar]
 """What travels beside the tensors of a ragged border."""
 
 
-class ValueMismatchError(Exception):
+class ValueMismatchError(InputError):
     """A stage returned something else than its plan says."""
 
 

@@ -20,6 +20,12 @@ PEER_LOST_STATUS = 3
 
 _SOURCE_LINE = re.compile(r"\A\[[^\]\s]*:\d+\]\s*")
 """Where in its own sources gloo met an error."""
+_LOST = re.compile(
+    r"gloo/transport/|connectFullMesh|[Tt]imed out|Connection (closed|reset|refused)|Broken pipe"
+)
+"""What gloo says, as a plain RuntimeError, of a connection that broke or of a wait that was too long."""
+_OWN_FAULT = re.compile(r"enforce fail|[Ii]nvalid (usage|argument)")
+"""What backends say of a call that was wrong."""
 INTERRUPTED_STATUS = 130
 """Exit status of a rank that was interrupted (Ctrl-C), as shells have it."""
 
@@ -30,19 +36,17 @@ class PeerLostError(Exception):
 
 @contextmanager
 def waiting_for(what: str) -> Iterator[None]:
-    """Turn the backend's error in a wait into one that says what was waited for.
+    """Turn the backend's error in a wait into one that says what was waited for; leave all others.
 
     Raises:
         PeerLostError: the peer closed the connection or the time ran out.
     """
     try:
         yield
-    except (
-        dist.DistBackendError,
-        dist.DistNetworkError,
-        dist.DistStoreError,
-        RuntimeError,
-    ) as error:
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
+        if not is_lost or _OWN_FAULT.search(str(error)):
+            raise
         text = _SOURCE_LINE.sub("", str(error).strip())
         reason = text.splitlines()[0] if text else type(error).__name__
         raise PeerLostError(f"lost a peer while waiting for {what} ({reason[:160]})") from error
@@ -80,11 +84,10 @@ def end_on_termination(whereabouts: Whereabouts) -> None:
             if signal.SIGINT in numbers:
                 end_rank(f"stagewright train: {whereabouts}: interrupted", INTERRUPTED_STATUS)
             if signal.SIGTERM in numbers:
-                end_rank(
-                    f"stagewright train: {whereabouts}: told to stop (SIGTERM): another rank failed or the "
-                    "launcher was stopped",
-                    PEER_LOST_STATUS,
+                reason = whereabouts.lost or (
+                    "told to stop (SIGTERM): another rank failed or the launcher was stopped"
                 )
+                end_rank(f"stagewright train: {whereabouts}: {reason}", PEER_LOST_STATUS)
             if launcher is not None and os.getppid() != launcher:
                 end_rank(
                     f"stagewright train: {whereabouts}: the torchrun that started it is gone",

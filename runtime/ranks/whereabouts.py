@@ -19,6 +19,8 @@ class Whereabouts:
     """"step 12", "the checkpoint after step 12"; counted from 1. Empty before the first."""
     instruction: Instruction | None = None
     """What it executes, while it walks a program."""
+    lost: str = ""
+    """What it waited for in vain, while it finds out which rank is missing."""
 
     def enter(self, phase: str) -> None:
         """Note that another part of the training begins."""

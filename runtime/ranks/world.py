@@ -1,6 +1,7 @@
 """The world: this process's rank, its device, and the process groups of the run."""
 
 import datetime
+import hashlib
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from stagewright.document import InputError
 from stagewright.plan import Plan
@@ -43,6 +45,8 @@ class World:
     """Of the groups for tensors on the device."""
     timeout_s: float = 60.0
     """Longest wait for another rank once training has started."""
+    store: Store | None = None
+    """By which the ranks found one another."""
     whereabouts: Whereabouts = field(default_factory=Whereabouts)
 
     def group_of(self, ranks: Sequence[int]) -> dist.ProcessGroup:
@@ -82,7 +86,9 @@ def choose_device(
 
     gpu_names, the names of the GPUs of this server's processes, binds by type instead (places.py).
     """
-    if gpu_names and name in ("auto", "cuda"):
+    if gpu_names:
+        if name not in ("auto", "cuda"):
+            raise InputError(f"--gpu names GPUs, but --device is {name!r}; leave one of them out")
         present = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         device = device_named(gpu_names, local_rank, present)
         torch.cuda.set_device(device)
@@ -132,7 +138,7 @@ def join_world(
         limit = datetime.timedelta(seconds=START_TIMEOUT_S)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
         world = make_groups(rank, size, device, backend, timeout_s)
-    return replace(world, whereabouts=whereabouts)
+    return replace(world, whereabouts=whereabouts, store=store)
 
 
 def make_groups(
@@ -162,20 +168,20 @@ def make_groups(
     )
 
 
-def shake_hands(world: World, plan_sha256: str, what: Mapping[str, str]) -> None:
-    """Check that all ranks run the same plan with the same settings and the same torch.
+def shake_hands(world: World, what: Mapping[str, str]) -> None:
+    """Check that all ranks have the same of everything that must agree.
 
     Args:
         world: this rank's.
-        plan_sha256: of its plan.json.
-        what: settings that must agree, by name.
+        what: texts by name; of long ones a hash is compared and shown.
 
     Raises:
-        InputError: two ranks differ; the message names both, the setting and both values.
+        InputError: two ranks differ; the message names both, what differs and both values.
     """
     if world.start is None:
         return
-    mine = {"host": socket.gethostname(), "plan": plan_sha256, "torch": torch.__version__, **what}
+    mine = {name: text if len(text) <= 64 else _hash_of(text) for name, text in what.items()}
+    mine["host"] = socket.gethostname()
     everyone: list[dict[str, str]] = [{} for _ in range(world.size)]
     with waiting_for("the handshake of all ranks"):
         dist.all_gather_object(everyone, mine, group=world.start)
@@ -183,9 +189,13 @@ def shake_hands(world: World, plan_sha256: str, what: Mapping[str, str]) -> None
         for name, value in everyone[0].items():
             if name != "host" and other.get(name) != value:
                 raise InputError(
-                    f"rank 0 on {everyone[0]['host']} has {name} {value!r}, but rank {rank} on "
-                    f"{other['host']} has {other.get(name)!r}; give all ranks the same files and options"
+                    f"rank 0 on {everyone[0]['host']} has {name} {value}, but rank {rank} on "
+                    f"{other['host']} has {other.get(name)}; give all ranks the same files and options"
                 )
+
+
+def _hash_of(text: str) -> str:
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def start_ranks(module: str, num_ranks: int, arguments: Sequence[str]) -> int:

@@ -17,8 +17,8 @@ from stagewright.runtime.training.precision import LossScale
 
 CHECKPOINT_FORMAT = Format(
     name="stagewright.checkpoint",
-    version=2,
-    upgrades={1: dict},  # Version 2 adds loss_scale, null where it is left out.
+    version=3,
+    upgrades={1: dict, 2: dict},  # 2 adds loss_scale, 3 epoch_loss_sum: null where left out.
 )
 _OPTIMIZER_KEY = re.compile(r"optimizer:(?P<state>[^:]*):(?P<name>.*)")
 
@@ -37,6 +37,8 @@ class Checkpoint(Record):
     files: tuple[str, ...]
     loss_scale: LossScale | None = None
     """Of fp16; None: the run scaled nothing."""
+    epoch_loss_sum: float | None = None
+    """Of the steps of the last epoch so far, added in their order; None: not known, or not finite."""
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

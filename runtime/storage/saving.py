@@ -6,8 +6,9 @@ tells every rank if one failed. The files are ours, safetensors and JSON, as its
 
 import shutil
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 
 from stagewright.document import InputError, save_record
-from stagewright.runtime.ranks.faults import waiting_for
+from stagewright.runtime.ranks.faults import PeerLostError, waiting_for
 from stagewright.runtime.ranks.world import World
 
 from .checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from .folders import checkpoint_name, complete_checkpoints
 from .weights import save_tensors
+
+LATEST_END_S = 1.0
+"""How much later a save may end on this rank than on another."""
 
 
 class CheckpointSaver:
@@ -62,6 +66,20 @@ class CheckpointSaver:
         """Raise what a save in the background has met so far; waits for nothing."""
         if self._running is not None and self._running.done():
             self.finish()
+
+    @contextmanager
+    def telling_first(self) -> Iterator[None]:
+        """Let what a save has met come before the loss of a peer that ended because of it.
+
+        Saves in the background end on one rank a little before they do on another.
+        """
+        try:
+            yield
+        except PeerLostError:
+            if self._running is not None:
+                wait([self._running], timeout=LATEST_END_S)
+            self.check()
+            raise
 
     def finish(self) -> None:
         """Wait until the last save is done; raises as `save` does."""

@@ -1,6 +1,7 @@
 """Training: epochs over a task's dataset, evaluation, checkpoints and resuming."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from stagewright.document import InputError
+from stagewright.runtime.ranks.world import shake_hands
 from stagewright.runtime.session import Session
 from stagewright.runtime.storage.checkpoint import (
     Checkpoint,
@@ -23,7 +25,12 @@ from stagewright.runtime.watching.metrics import EpochMetrics, own_step
 from stagewright.runtime.watching.watch import Watch, WatchOptions
 
 from .batches import DataOrder, MicrobatchData, in_order
+from .settings import options_that_agree
 from .stopping import is_stop_requested
+from .updating import class_name
+
+KEPT = 2
+"""Checkpoints that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,8 @@ class TrainingOptions:
     checkpoint_folder: Path | None = None
     checkpoint_every: int | None = None
     """Steps between checkpoints; None: at the end of every epoch."""
-    keep: int = 2
+    keep: int | None = None
+    """Checkpoints to keep; None: KEPT."""
     checkpoint_async: bool = False
     """Whether checkpoints are written while training goes on."""
     resume: bool = False
@@ -49,6 +57,7 @@ class TrainingOptions:
         wanted = {
             "--checkpoint-every": self.checkpoint_every is not None,
             "--checkpoint-async": self.checkpoint_async,
+            "--keep": self.keep is not None,
             "--resume": self.resume,
         }
         for option, is_given in wanted.items():
@@ -65,7 +74,7 @@ class History:
     first_step: int = 0
     """Not 0 where it resumed."""
     losses: list[float] = field(default_factory=list)
-    """Mean loss of each step."""
+    """Mean loss of each step of this run."""
     epochs: list[EpochMetrics] = field(default_factory=list)
     stopped: bool = False
     """Whether it ended after a checkpoint because it was asked to (stopping.py)."""
@@ -79,21 +88,18 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
         PeerLostError: another rank died or is stuck.
     """
     plan, task, seed = session.plan, session.task, session.settings.seed
+    shake_hands(session.world, options_that_agree(options, "watch"))
     dataset = task.call("dataset", "train")
     per_step = session.microbatches_per_step
     order = DataOrder(len(dataset), plan.microbatch_size, per_step, seed)
-    history = History(first_step=_resume(session, options))
+    resumed = _resume(session, options)
+    history = History(first_step=0 if resumed is None else resumed.step)
     last = options.epochs * order.steps_per_epoch
     if options.max_steps is not None:
         last = min(last, options.max_steps)
     saver = _saver_of(session, options)
-    watch = Watch(
-        session.world,
-        options.watch,
-        num_steps=last,
-        first_step=history.first_step,
-        progress=progress,
-    )
+    extent = {"num_steps": last, "first_step": history.first_step}
+    watch = Watch(session.world, options.watch, **extent, progress=progress)
     planned = options.epochs * order.steps_per_epoch
 
     def data_of(step: int) -> MicrobatchData:
@@ -101,29 +107,33 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
         microbatches = [order.indices(epoch, position, m) for m in range(per_step)]
         return _data(session, dataset, microbatches, epoch, position)
 
-    for steps in _runs_of_steps(session, options, history.first_step, last, order):
-        with watch.trace.around(steps, session.executor):
-            done = session.train_steps(data_of, steps, planned)
-        for step, (times, step_losses) in zip(steps, done, strict=True):
-            epoch, position = divmod(step, order.steps_per_epoch)
-            rate = session.settings.learning_rate_at(step, planned)
-            place = {"step": step + 1, "epoch": epoch, "num_samples": session.batch_size}
-            own = own_step(times, step_losses, **place, learning_rate=rate)
-            history.losses += watch.add(own)
-        if saver is not None:
-            saver.check()
-        ends_epoch = position + 1 == order.steps_per_epoch or step + 1 == last
-        if ends_epoch:
-            history.losses += watch.gather()
-            of_epoch = history.losses[-(position + 1) :]
-            history.epochs.append(_epoch_metrics(session, options, epoch, step, of_epoch))
-            watch.end_epoch(history.epochs[-1])
-        if saver is not None and (step + 1 == last or _is_due(options, step + 1, ends_epoch)):
-            history.losses += watch.gather()  # so a resumed run finds the metrics of all steps done
-            _save(session, saver, step + 1)
-            history.stopped = step + 1 < last and is_stop_requested(saver.folder, session.world)
-            if history.stopped:
-                break
+    with nullcontext() if saver is None else saver.telling_first():
+        for steps in _runs_of_steps(session, options, history.first_step, last, order):
+            with watch.trace.around(steps, session.executor):
+                done = session.train_steps(data_of, steps, planned)
+            for step, (times, step_losses) in zip(steps, done, strict=True):
+                epoch, position = divmod(step, order.steps_per_epoch)
+                rate = session.settings.learning_rate_at(step, planned)
+                place = {"step": step + 1, "epoch": epoch, "num_samples": session.batch_size}
+                own = own_step(times, step_losses, **place, learning_rate=rate)
+                history.losses += watch.add(own)
+            if saver is not None:
+                saver.check()
+            ends_epoch = position + 1 == order.steps_per_epoch or step + 1 == last
+            is_saved = step + 1 == last or _is_due(options, step + 1, ends_epoch)
+            if ends_epoch or (is_saved and saver is not None):
+                # Before a checkpoint too: a resumed run finds the metrics of all steps done.
+                history.losses += watch.gather()
+                loss_sum = _epoch_loss_sum(history.losses, position + 1, resumed)
+            if ends_epoch:
+                mean = None if loss_sum is None else loss_sum / (position + 1)
+                history.epochs.append(_epoch_metrics(session, options, epoch, step, mean))
+                watch.end_epoch(history.epochs[-1])
+            if is_saved and saver is not None:
+                _save(session, saver, step + 1, loss_sum)
+                history.stopped = step + 1 < last and is_stop_requested(saver.folder, session.world)
+                if history.stopped:
+                    break
     if saver is not None:
         saver.finish()
     watch.close()
@@ -137,15 +147,34 @@ def _is_due(options: TrainingOptions, steps_done: int, ends_epoch: bool) -> bool
     return steps_done % options.checkpoint_every == 0
 
 
+def _epoch_loss_sum(
+    losses: list[float], num_steps: int, resumed: Checkpoint | None
+) -> float | None:
+    """Return the sum of an epoch's losses so far, to the bit that of a run that was not interrupted.
+
+    Args:
+        losses: of the steps of this run.
+        num_steps: of the epoch so far; those that are not of this run are in the checkpoint's sum.
+        resumed: where this run began.
+    """
+    own = losses[-num_steps:]
+    total: float | None = 0.0
+    if len(own) < num_steps:
+        total = None if resumed is None else resumed.epoch_loss_sum
+    for loss in own:
+        total = None if total is None else total + loss
+    return total
+
+
 def _epoch_metrics(
-    session: Session, options: TrainingOptions, epoch: int, step: int, losses: list[float]
+    session: Session, options: TrainingOptions, epoch: int, step: int, mean_loss: float | None
 ) -> EpochMetrics:
     """Return what an epoch gave whose last step is `step`, with the evaluation that ends it."""
     test_loss, test_metric = _evaluate(session) if options.evaluate else (None, None)
     return EpochMetrics(
         epoch=epoch,
         step=step + 1,
-        train_loss=sum(losses) / len(losses),
+        train_loss=mean_loss,
         test_loss=test_loss,
         test_metric=test_metric,
     )
@@ -197,10 +226,13 @@ def _saver_of(session: Session, options: TrainingOptions) -> CheckpointSaver | N
     if folder is None:
         return None
     background = options.checkpoint_async
-    return CheckpointSaver(folder, session.world, options.keep, in_background=background)
+    keep = KEPT if options.keep is None else options.keep
+    return CheckpointSaver(folder, session.world, keep, in_background=background)
 
 
-def _save(session: Session, saver: CheckpointSaver, step: int) -> None:
+def _save(
+    session: Session, saver: CheckpointSaver, step: int, epoch_loss_sum: float | None
+) -> None:
     session.world.whereabouts.enter(f"the checkpoint after step {step}")
     session.average_buffers()
     saved = session.left_out | state_of_stages(session.modules)
@@ -214,29 +246,33 @@ def _save(session: Session, saver: CheckpointSaver, step: int) -> None:
         plan_sha256=session.package.plan_sha256,
         files=(),
         loss_scale=None if session.scaler is None else session.scaler.state,
+        epoch_loss_sum=epoch_loss_sum,
     )
     saver.save(saved, content)
 
 
-def _resume(session: Session, options: TrainingOptions) -> int:
-    """Load the newest checkpoint if asked to; return the number of steps that are done."""
+def _resume(session: Session, options: TrainingOptions) -> Checkpoint | None:
+    """Load the newest checkpoint if asked to; return what it says, None without one."""
     if not options.resume:
-        return 0
+        return None
     assert options.checkpoint_folder is not None
     path = newest_checkpoint(options.checkpoint_folder)
+    newest = "none" if path is None else path.name
+    shake_hands(session.world, {"the newest complete checkpoint": newest})
     if path is None:
-        return 0
+        return None
     content = load_checkpoint(path)
+    settings = session.settings
     expected = {
-        "seed": session.settings.seed,
-        "batch_size": session.batch_size,
-        "optimizer": session.settings.optimizer,
+        "seed": (content.seed, settings.seed),
+        "batch_size": (content.batch_size, session.batch_size),
+        "optimizer": (class_name(content.optimizer), class_name(settings.optimizer)),
     }
-    for name, value in expected.items():
-        if getattr(content, name) != value:
+    for name, (found, wanted) in expected.items():
+        if found != wanted:
             raise InputError(
-                f"{path / 'checkpoint.json'}: {name} is {getattr(content, name)!r}, but this run has "
-                f"{value!r}; the losses would not continue: use the same {name}"
+                f"{path / 'checkpoint.json'}: {name} is {found!r}, but this run has {wanted!r}; "
+                f"the losses would not continue: use the same {name}"
             )
     held = state_of_stages(session.modules)
     found = read_tensors(path, content, held, session.reduction.parameters, session.left_out)
@@ -249,4 +285,4 @@ def _resume(session: Session, options: TrainingOptions) -> int:
     if session.scaler is not None and content.loss_scale is not None:
         session.scaler.state = content.loss_scale
     session.reduction.agree_on_buffers()
-    return content.step
+    return content

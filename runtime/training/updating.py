@@ -17,6 +17,11 @@ RATE_SCHEDULES = ("constant", "linear", "cosine")
 _NEEDS_A_CLOSURE = ("LBFGS",)
 
 
+def class_name(optimizer: str) -> str:
+    """Return the name of an optimizer's class in torch.optim, however the user wrote it."""
+    return SHORT_NAMES.get(optimizer, optimizer)
+
+
 def make_optimizer(
     name: str, parameters: Iterable[torch.nn.Parameter], options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
@@ -25,7 +30,7 @@ def make_optimizer(
     Raises:
         InputError: there is no such optimizer, it cannot be used here, or it does not take the options.
     """
-    found: Any = getattr(torch.optim, SHORT_NAMES.get(name, name), None)
+    found: Any = getattr(torch.optim, class_name(name), None)
     is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
     if not is_optimizer or found is torch.optim.Optimizer or name in _NEEDS_A_CLOSURE:
         raise InputError(

@@ -14,6 +14,8 @@ from .metrics import EpochMetrics, OwnStep, StepMetrics, gather_steps
 from .step_trace import StepRange, StepTrace
 from .writers import JsonLines, ProgressBar, ProgressLines, TensorBoard, Writer
 
+WATCHED_EVERY = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
@@ -24,7 +26,7 @@ class WatchOptions:
     tensorboard: Path | None = None
     lines: bool = False
     """Whether to print lines for a log."""
-    every: int = 10
+    every: int = WATCHED_EVERY
     """Steps between two gatherings, where anything is written."""
     traced: StepRange | None = None
     trace_folder: Path | None = None

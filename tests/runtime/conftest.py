@@ -36,8 +36,15 @@ class RankPool:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
 
-    def run(self, function: str, size: int, timeout_s: float = 30.0, **arguments: Any) -> list[Any]:
-        """Return what the function returned on each rank.
+    def run(
+        self,
+        function: str,
+        size: int,
+        timeout_s: float = 30.0,
+        jobs: str = "rank_jobs.py",
+        **arguments: Any,
+    ) -> list[Any]:
+        """Return what the function of a file in this folder returned on each rank.
 
         Raises:
             AssertionError: it raised on a rank; the message has that rank's traceback.
@@ -47,7 +54,7 @@ class RankPool:
         for rank in range(size):
             self._connections[rank].send(
                 {
-                    "path": str(HERE / "rank_jobs.py"),
+                    "path": str(HERE / jobs),
                     "function": function,
                     "rank": rank,
                     "size": size,

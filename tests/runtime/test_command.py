@@ -124,7 +124,8 @@ def test_a_dead_or_stuck_rank_ends_all_others_with_one_clear_line(
         place = ("stage 0, replica 0 of 1", "stage 1, replica 0 of 2")[rank]
         assert re.match(
             rf"stagewright train: rank {rank} \({place}\), in (step|the checkpoint after step) \d+"
-            r"( at .*micro-batch \d+.*)?: lost a peer while waiting for .*(rank \d|all ranks)",
+            r"( at .*micro-batch \d+.*)?: lost a peer while waiting for .*(rank \d|all ranks).*"
+            r"; no answer from ranks? (.*, )?2$",
             lines[0],
         )
 
@@ -215,6 +216,20 @@ def test_a_damaged_package_is_refused(
 
 
 @pytest.mark.usefixtures("no_torchrun")
+def test_a_stage_that_returns_another_type_than_planned_is_one_line_on_one_rank_too(
+    make_package: MakePackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1, 1], 2, "1f1b", num_ranks=1)
+    stage = package.directory / "stage0.py"
+    stage.write_text(stage.read_text().replace("return (x,)", "return (x.double(),)"))
+    assert one_rank(str(package.directory), "--task", package.task, "--max-steps", "1") == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "has dtype torch.float64, expected torch.float32" in err
+    assert "profile, plan and generate again" in err
+
+
+@pytest.mark.usefixtures("no_torchrun")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -268,6 +283,13 @@ def test_a_wrong_task_is_refused(
         (("--resume",), "--resume needs --checkpoint FOLDER"),
         (("--checkpoint-every", "2"), "--checkpoint-every needs --checkpoint FOLDER"),
         (("--checkpoint-async",), "--checkpoint-async needs --checkpoint FOLDER"),
+        (("--keep", "3"), "--keep needs --checkpoint FOLDER"),
+        (
+            ("--optimizer", "adamw", "--momentum", "0.5"),
+            "--momentum is for sgd, but --optimizer is",
+        ),
+        (("--progress", "none", "--watch-every", "5"), "--watch-every needs something that shows"),
+        (("--device", "cpu", "--gpu", "NVIDIA H200"), "--gpu names GPUs, but --device is 'cpu'"),
     ],
 )
 def test_a_wrong_option_is_refused_before_training(

@@ -18,25 +18,31 @@ def losses_of(histories: list[Any]) -> list[float]:
     return list(histories[0].losses)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_resumed_run_continues_bitwise(
-    rank_pool: RankPool, make_package: MakePackage, tmp_path: Path, optimizer: str
+@pytest.mark.parametrize(("optimizer", "its_class"), [("sgd", "SGD"), ("adamw", "AdamW")])
+def test_a_resumed_run_continues_bitwise_and_has_the_loss_of_its_whole_epoch(
+    rank_pool: RankPool,
+    make_package: MakePackage,
+    tmp_path: Path,
+    optimizer: str,
+    its_class: str,
 ) -> None:
     package = make_package("gpt", [2, 1], 3, "1f1b")
-    settings = {"optimizer": optimizer, "learning_rate": 0.01}
 
-    def train(**options: Any) -> list[float]:
-        arguments = {"settings": settings, **package.arguments}
-        return losses_of(
-            rank_pool.run(
-                "training", 3, options={"epochs": 1, "evaluate": False, **options}, **arguments
-            )
+    def train(name: str, **options: Any) -> Any:
+        settings = {"optimizer": name, "learning_rate": 0.01}
+        all_options = {"epochs": 1, "evaluate": False, **options}
+        histories = rank_pool.run(
+            "training", 3, options=all_options, settings=settings, **package.arguments
         )
+        losses_of(histories)
+        return histories[0]
 
-    whole = train(max_steps=6)
-    first = train(max_steps=4, checkpoint_folder=tmp_path)
-    second = train(max_steps=6, checkpoint_folder=tmp_path, resume=True)
-    assert first + second == whole
+    whole = train(optimizer, max_steps=6)
+    first = train(optimizer, max_steps=4, checkpoint_folder=tmp_path)
+    second = train(its_class, max_steps=6, checkpoint_folder=tmp_path, resume=True)
+    assert first.losses + second.losses == whole.losses
+    assert second.epochs == whole.epochs
+    assert whole.epochs[0].train_loss == pytest.approx(sum(whole.losses) / 6)
 
 
 def test_a_run_resumes_under_another_plan(

@@ -64,6 +64,7 @@ def test_a_rank_that_cannot_write_is_named_on_every_rank_and_the_older_checkpoin
     told = rank_pool.run(
         "training_on_a_full_disk",
         2,
+        timeout_s=5.0,
         folder=str(tmp_path),
         victim=1,
         in_background=in_background,

@@ -1,0 +1,73 @@
+"""The roll call: ranks that have lost a peer find out which one is missing.
+
+A rank that waits in vain knows at best for whom, and that one may only wait for a third. So each that gives
+up says so in the store by which the ranks found one another, waits a moment for the others to do the same,
+and names those that did not. Until then nothing is sent.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed.distributed_c10d import Store
+
+from .faults import PeerLostError
+from .world import World
+
+ROLL_CALL_S = 3.0
+"""How long to wait for the others; they notice a dead peer at once, a stuck one after the same timeout."""
+_PAUSE_S = 0.05
+
+
+@contextmanager
+def naming_the_missing(world: World) -> Iterator[None]:
+    """Add to the error of a lost peer which ranks are missing.
+
+    Raises:
+        PeerLostError: a peer was lost inside.
+    """
+    try:
+        yield
+    except PeerLostError as error:
+        if world.store is None:
+            raise
+        world.whereabouts.lost = str(error)
+        found = _missing_ranks(world.store, world.rank, world.size)
+        raise PeerLostError(f"{error}; {_words_of(found, world.size)}") from error
+
+
+def _missing_ranks(store: Store, rank: int, size: int) -> list[int] | None:
+    """Return the ranks that have not given up too; None where the store is gone or stuck."""
+    missing = set(range(size)) - {rank}
+    has_asked = threading.Event()
+
+    def ask() -> None:
+        try:
+            store.set(_key(rank), "")
+            while missing:
+                missing.difference_update({r for r in missing if store.check([_key(r)])})
+                has_asked.set()
+                time.sleep(_PAUSE_S)
+        except RuntimeError:  # The store has gone with its rank; what was found so far stands.
+            return
+
+    asking = threading.Thread(target=ask, name="stagewright-roll-call", daemon=True)
+    asking.start()
+    asking.join(ROLL_CALL_S)
+    return sorted(missing) if has_asked.is_set() else None
+
+
+def _key(rank: int) -> str:
+    return f"stagewright/rank {rank} has lost a peer"
+
+
+def _words_of(missing: list[int] | None, size: int) -> str:
+    if missing is None:
+        return (
+            "the store of the ranks does not answer either, so the rank that holds it may be gone"
+        )
+    if not missing:
+        return f"all {size} ranks are there: one was slower than --timeout"
+    which = "rank" if len(missing) == 1 else "ranks"
+    return f"no answer from {which} {', '.join(map(str, missing))}"
