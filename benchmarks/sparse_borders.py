@@ -1,10 +1,11 @@
-"""What a border of a sparse model costs: bytes sent, and the time to pack and to rebuild coordinates.
+"""What a border of a sparse model costs: bytes sent, and the time to pack and to build maps again.
 
-Run with: .venv/bin/python benchmarks/sparse_borders.py (needs `make minkowski`). For cuts of the U-Net and
-the ResNet: the bytes of one micro-batch with each coordinate map once, the same if every sparse tensor
-brought its coordinates (as SparsePipe does), the time that packing and unpacking take, and that of the
-kernel maps that the second stage builds again though the first has them. All measured, one thread, medians
-over micro-batches of 8 clouds of 512 points; shares are of the whole step in one process, paired.
+Run with: .venv/bin/python benchmarks/sparse_borders.py (needs `make minkowski`). For cuts of the models: the
+bytes of one micro-batch with each coordinate map once, the same if every sparse tensor brought its
+coordinates (as SparsePipe does), the time that packing takes, that of unpacking with the coordinates inserted
+and of the kernel maps that the second stage builds again though the first has them, and what a plan predicts
+for these two from a profile made in the same run. The rest is measured, one thread, medians over
+micro-batches of 8 clouds of 512 points; shares are of the whole step in one process, paired.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 
-from stagewright.graph import LayerCost, LayerGraph, LayerNode, ModelIdentity
+from stagewright.graph import LayerGraph
 from stagewright.optimizer.borders import borders_of, chain_of, spec_of, stage_layers
 from stagewright.plan import Border
+from stagewright.profiler.measuring.measure import Repeats
+from stagewright.profiler.profile import Request, profile
 from stagewright.profiler.tracing.trace import TracedModel, trace
 from stagewright.runtime.messages.codecs import pack_border, unpack_border
 from stagewright.runtime.messages.values import Precision
@@ -29,7 +32,8 @@ BATCH_SIZE = 8
 PRECISION = Precision("float32", "float32")
 CUTS = {
     "unet": ("down1.0", "down2.0", "up1.0", "cat", "up0.0", "joined0.0"),
-    "resnet": ("blocks.2.conv1", "blocks.4.conv1", "blocks.6.conv1"),
+    "resnet": ("blocks.0.conv2", "blocks.2.conv1", "blocks.3.conv2", "blocks.4.conv1"),
+    "vgg:small": ("features.3", "features.6", "features.10", "features.13"),
 }
 
 
@@ -39,16 +43,21 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     print(
-        f"{'model':8} {'cut before':16} {'sent':>10} {'with all maps':>14} {'pack + unpack':>14} "
-        f"{'maps again':>11} {'share of step':>14}"
+        f"{'model':9} {'cut before':16} {'sent':>10} {'with all maps':>14} {'pack':>8} "
+        f"{'build again':>11} {'predicted':>11} {'share of step':>14}"
     )
     for name, cuts in CUTS.items():
         task = load_task(f"stagewright.models.minkowski.{name}")
         torch.manual_seed(0)
         model = task.build()
         traced = trace(task, model)
+        limits = Repeats(repeats=repeats)
+        graph = profile(task, Request(device_type="cpu", batch_sizes=(BATCH_SIZE,), limits=limits))
         for cut in cuts:
-            print(row(name, task, traced, cut, repeats), flush=True)
+            place = [layer.name for layer in chain_of(graph)].index(cut)
+            stages = stage_layers(graph, (place,))
+            (border,) = borders_of(graph, stages, BATCH_SIZE)
+            print(row(name, Cut(task, traced, graph, stages, border), repeats), flush=True)
 
 
 @dataclass(frozen=True)
@@ -68,24 +77,23 @@ class Cost:
 
     sent_bytes: int
     bytes_with_all_maps: int
-    transport_ms: float
+    pack_ms: float
+    unpack_ms: float
     rebuilding_ms: float
     step_ms: float
 
 
-def row(name: str, task: Task, traced: TracedModel, cut: str, repeats: int) -> str:
+def row(name: str, cut: Cut, repeats: int) -> str:
     """Return the table's row of one cut."""
-    graph = graph_of(task, traced)
-    place = [layer.name for layer in chain_of(graph)].index(cut)
-    stages = stage_layers(graph, (place,))
-    (border,) = borders_of(graph, stages, BATCH_SIZE)
-    costs = [cost_of(Cut(task, traced, graph, stages, border), i) for i in range(repeats + 1)][1:]
+    costs = [cost_of(cut, i) for i in range(repeats + 1)][1:]
     median = statistics.median
-    share = median((c.transport_ms + c.rebuilding_ms) / c.step_ms for c in costs)
+    predicted_ms = cut.graph.built_again_ms(cut.stages[1], BATCH_SIZE)
+    again_ms = median(c.unpack_ms + c.rebuilding_ms for c in costs)
+    share = median((c.pack_ms + c.unpack_ms + c.rebuilding_ms) / c.step_ms for c in costs)
     return (
-        f"{name:8} {cut:16} {statistics.mean(c.sent_bytes for c in costs) / 1e3:7.1f} kB "
+        f"{name:9} {cut.stages[1][0]:16} {statistics.mean(c.sent_bytes for c in costs) / 1e3:7.1f} kB "
         f"{statistics.mean(c.bytes_with_all_maps for c in costs) / 1e3:11.1f} kB "
-        f"{median(c.transport_ms for c in costs):11.2f} ms {median(c.rebuilding_ms for c in costs):8.2f} ms "
+        f"{median(c.pack_ms for c in costs):5.2f} ms {again_ms:8.2f} ms {predicted_ms:8.2f} ms "
         f"{share:7.1%} of {median(c.step_ms for c in costs):.1f} ms"
     )
 
@@ -121,7 +129,8 @@ def cost_of(cut: Cut, repeat: int) -> Cost:
     return Cost(
         sent_bytes=sent,
         bytes_with_all_maps=sent + repeated_bytes(cut.border, cut.graph, kept),
-        transport_ms=pack_ms + unpack_ms,
+        pack_ms=pack_ms,
+        unpack_ms=unpack_ms,
         rebuilding_ms=there_ms - here_ms,
         step_ms=step_ms,
     )
@@ -157,28 +166,6 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     value = call()
     return (time.process_time() - start) * 1e3, value
-
-
-def graph_of(task: Task, traced: TracedModel) -> LayerGraph:
-    """Return the layer graph without measured costs, which borders do not read."""
-    one = LayerCost(batch_size=BATCH_SIZE, forward_ms=0, backward_ms=0, output_bytes=0)
-
-    def costed(layer: LayerNode) -> LayerNode:
-        return layer.replace(costs=(one,))
-
-    return LayerGraph(
-        model=ModelIdentity(
-            task=task.name, factory=task.factory, structure_sha256=traced.structure_sha256
-        ),
-        device_type="cpu",
-        device="not measured",
-        dtype="float32",
-        torch_version=str(torch.__version__),
-        batch_sizes=(BATCH_SIZE,),
-        layers=tuple(map(costed, traced.layers)),
-        output=traced.output,
-        tied=traced.tied,
-    )
 
 
 if __name__ == "__main__":

@@ -126,6 +126,10 @@ def check_same_model(
     for what in ("output", "tied"):
         if getattr(first, what) != getattr(second, what):
             raise InputError(f"{second_path}: {what} differs from that of {first_path}; {advice}")
+    if _users_of_maps(first) != _users_of_maps(second):
+        raise InputError(
+            f"{second_path}: shared_maps are of other layers than in {first_path}; {advice}"
+        )
     if first.model.structure_sha256 != second.model.structure_sha256:
         raise InputError(
             f"{second_path}: structure_sha256 is {second.model.structure_sha256[:12]}, but {first_path} "
@@ -137,6 +141,10 @@ def _structure(layer: LayerNode) -> tuple[object, ...]:
     """Return everything about a layer but its costs."""
     names = (name for name in layer.__struct_fields__ if name != "costs")
     return tuple(getattr(layer, name) for name in names)
+
+
+def _users_of_maps(graph: LayerGraph) -> list[tuple[str, tuple[str, ...]]]:
+    return sorted((shared.kind, shared.layers) for shared in graph.shared_maps)
 
 
 def _describe(layer: LayerNode, other: LayerNode) -> str:

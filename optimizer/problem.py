@@ -133,8 +133,11 @@ class Problem:
     @cached_property
     def _units(self) -> Units:
         graphs, size = self.inputs.graphs.values(), self.microbatch_size
+        with_maps = {name for g in graphs for shared in g.shared_maps for name in shared.layers}
 
         def is_free(layer: LayerNode) -> bool:
+            if layer.name in with_maps:
+                return False
             costs = [graph.by_name[layer.name].cost_at(size) for graph in graphs]
             times = (c.forward_ms + c.backward_ms for c in costs)
             return not any(times) and all(c.saved_bytes == 0 and not c.working_bytes for c in costs)

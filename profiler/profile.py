@@ -95,6 +95,7 @@ def profile(
         tied=traced.tied,
         loss=found.loss,
         whole=found.whole,
+        shared_maps=found.shared_maps,
     )
 
 

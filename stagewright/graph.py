@@ -4,18 +4,20 @@ import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from stagewright.document import Format, InputError, Record, load_record, save_record
 from stagewright.value import Argument, TensorSpec, ValueSpec, references_of
 
 GRAPH_FORMAT = Format(
     name="stagewright.graph",
-    version=5,
+    version=6,
     upgrades={
         1: dict,  # Version 2 adds autocast, null where left out, and values that depend on the data.
         2: dict,  # Version 3 adds costs[].output_spread_bytes, null where left out.
         3: dict,  # Version 4 adds costs[].forward_flops to taken_from, null where left out.
         4: dict,  # Version 5 adds costs[].working_bytes, null where left out.
+        5: dict,  # Version 6 adds shared_maps, none where left out.
     },
 )
 
@@ -202,6 +204,32 @@ class WholeStep(Record):
     """Peak memory of the device in the step; None: not measurable there."""
 
 
+class MapCost(Record):
+    """What building a map takes on the graph's device type, at one micro-batch size."""
+
+    batch_size: int
+    build_ms: float
+    spread_ms: float | None = None
+    """Interquartile range of the repeats."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.build_ms) and self.build_ms >= 0):
+            raise ValueError(f"build_ms is {self.build_ms}, expected a finite number from 0")
+
+
+class SharedMap(Record):
+    """Coordinates of a sparse model, or a kernel map over them: built once in every stage that uses it."""
+
+    kind: Literal["coordinates", "kernel"]
+    layers: tuple[str, ...]
+    """Those that use it, in the graph's order, at least two. The forward_ms of the first has its building."""
+    costs: tuple[MapCost, ...]
+
+    def build_ms(self, batch_size: int) -> float:
+        """Return what building it takes at a measured micro-batch size."""
+        return next(cost.build_ms for cost in self.costs if cost.batch_size == batch_size)
+
+
 class ModelIdentity(Record):
     """Which model a graph describes."""
 
@@ -246,6 +274,8 @@ class LayerGraph(Record, dict=True):
     loss: tuple[LayerCost, ...] = ()
     """The task's loss on the model's output, per micro-batch size; empty: the task has none."""
     whole: tuple[WholeStep, ...] = ()
+    shared_maps: tuple[SharedMap, ...] = ()
+    """Empty where the model has no sparse tensors, and in graphs made before they were measured."""
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
@@ -269,6 +299,33 @@ class LayerGraph(Record, dict=True):
         for name in references_of(self.output):
             if name not in seen:
                 raise ValueError(f"the output refers to {name!r}, which is no layer")
+        self._check_maps()
+
+    def _check_maps(self) -> None:
+        """Raise ValueError if shared maps are of no layers or sizes, or take longer than their layers."""
+        computes = [s for s in self.steps if not isinstance(s.operation, AttributeOperation)]
+        order = {layer.name: index for index, layer in enumerate(computes)}
+        left = {
+            (layer.name, cost.batch_size): cost.forward_ms
+            for layer in self.layers
+            for cost in layer.costs
+        }
+        for index, shared in enumerate(self.shared_maps):
+            where = f"shared_maps[{index}]"
+            places = [order.get(name, -1) for name in shared.layers]
+            if len(places) < 2 or min(places) < 0 or places != sorted(set(places)):
+                raise ValueError(
+                    f"{where} is of {list(shared.layers)}, expected two layers or more in the graph's order"
+                )
+            if tuple(cost.batch_size for cost in shared.costs) != self.batch_sizes:
+                raise ValueError(f"{where} lacks costs, expected them for {list(self.batch_sizes)}")
+            for cost in shared.costs:
+                key = (shared.layers[0], cost.batch_size)
+                left[key] -= cost.build_ms
+                if left[key] < -1e-9:
+                    raise ValueError(
+                        f"{where}: building takes longer than the forward of {key[0]!r}, which has it"
+                    )
 
     @classmethod
     def load(cls, path: Path) -> "LayerGraph":
@@ -295,6 +352,15 @@ class LayerGraph(Record, dict=True):
     def canonical_names(self) -> dict[str, str]:
         """From each tied parameter's name to the first name of its group."""
         return {name: group[0] for group in self.tied for name in group}
+
+    def built_again_ms(self, names: Iterable[str], batch_size: int) -> float:
+        """Return what a stage of some layers takes longer, as it builds maps again that another one built."""
+        held = frozenset(names)
+        return sum(
+            shared.build_ms(batch_size)
+            for shared in self.shared_maps
+            if shared.layers[0] not in held and not held.isdisjoint(shared.layers)
+        )
 
     def whole_at(self, batch_size: int) -> WholeStep | None:
         """Return the whole step measured at a micro-batch size; None if it was not."""

@@ -9,14 +9,18 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.graph import (
+    GRAPH_FORMAT,
     Emulation,
     LayerCost,
     LayerGraph,
     LayerNode,
+    MapCost,
+    SharedMap,
     unique_parameters,
 )
 from stagewright.value import LayerRef
 
+Spoil = Callable[[dict[str, Any]], None]
 GOLDEN = Path(__file__).parent / "golden" / "graph.v1.json"
 
 
@@ -57,6 +61,15 @@ def unknown_kind(content: dict[str, Any]) -> None:
     content["layers"][2]["operation"]["kind"] = "code"
 
 
+def shared_map(*layers: str, build_ms: float = 0.1, sizes: tuple[int, ...] = (2, 4)) -> Spoil:
+    def spoil(content: dict[str, Any]) -> None:
+        costs = [{"batch_size": size, "build_ms": build_ms} for size in sizes]
+        content["version"] = GRAPH_FORMAT.version
+        content["shared_maps"] = [{"kind": "kernel", "layers": layers, "costs": costs}]
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -68,10 +81,16 @@ def unknown_kind(content: dict[str, Any]) -> None:
         (negative_time, "forward_ms is -0.5, expected a finite number that is not negative"),
         (missing_time, "missing required field `backward_ms`"),
         (unknown_kind, "Invalid value 'code'"),
+        (shared_map("lstm"), "shared_maps[0] is of ['lstm'], expected two layers or more"),
+        (shared_map("lstm", "embedding"), "expected two layers or more in the graph's order"),
+        (shared_map("tokens", "lstm"), "expected two layers or more in the graph's order"),
+        (shared_map("embedding", "lstm", sizes=(2,)), "lacks costs, expected them for [2, 4]"),
+        (shared_map("embedding", "lstm", build_ms=-1.0), "build_ms is -1.0, expected a finite"),
+        (shared_map("embedding", "lstm", build_ms=0.3), "longer than the forward of 'embedding'"),
     ],
 )
 def test_a_graph_that_contradicts_itself_is_refused(
-    spoil: Callable[[dict[str, Any]], None], problem: str, tmp_path: Path
+    spoil: Spoil, problem: str, tmp_path: Path
 ) -> None:
     content = msgspec.json.decode(GOLDEN.read_bytes())
     spoil(content)
@@ -117,6 +136,20 @@ def test_costs_are_found_by_size_and_never_made_up(graph: LayerGraph) -> None:
     assert graph.whole_at(3) is None
     whole = graph.whole_at(4)
     assert whole is not None and whole.peak_bytes == 12345
+
+
+def test_a_stage_builds_the_maps_again_that_another_one_has_first(graph: LayerGraph) -> None:
+    costs = (MapCost(batch_size=2, build_ms=0.1), MapCost(batch_size=4, build_ms=0.2))
+    names = ("embedding", "add", "add_1")
+    shared = SharedMap(kind="kernel", layers=names, costs=costs)
+    graph = graph.replace(shared_maps=(shared, shared.replace(layers=("embedding", "elsewhere"))))
+    for stage, expected in (
+        (("embedding", "lstm", "add"), 0.0),
+        (("lstm", "add", "add_1"), 0.2),
+        (("add_1", "elsewhere"), 0.4),
+        (("lstm",), 0.0),
+    ):
+        assert graph.built_again_ms(stage, 4) == expected
 
 
 def test_tied_parameters_count_once_under_the_first_name(graph: LayerGraph) -> None:

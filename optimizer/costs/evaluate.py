@@ -127,7 +127,8 @@ def _predict(
     predictions = []
     for replica, peak in zip(replicas, peaks, strict=True):
         graph = problem.inputs.graphs[replica.device_type]
-        layers = [graph.by_name[name] for name in plan.stages[stage].layers]
+        names = plan.stages[stage].layers
+        layers = [graph.by_name[name] for name in names]
         costs = [layer.cost_at(plan.microbatch_size) for layer in layers]
         loss_forward, loss_backward = 0.0, 0.0
         if stage == len(plan.stages) - 1:
@@ -137,6 +138,7 @@ def _predict(
             whole_ms, float(trained_parameter_bytes(problem, layers)), float(trained_bytes(graph))
         )
         forward_ms = sum(cost.forward_ms for cost in costs) + loss_forward
+        forward_ms += graph.built_again_ms(names, plan.microbatch_size)
         backward_ms = sum(cost.backward_ms for cost in costs) + loss_backward
         if plan.stages[stage].recompute:
             backward_ms += forward_ms

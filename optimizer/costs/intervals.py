@@ -178,6 +178,12 @@ def times_of(problem: "Problem", device_type: str, holdings: Holdings) -> Times:
     forward: list[Counted] = []
     backward: list[Counted] = []
     saved: list[Counted] = []
+    for (
+        shared
+    ) in graph.shared_maps:  # Once in every stage, so not in the first layer's time as well.
+        build_ms = shared.build_ms(problem.microbatch_size)
+        users = tuple(problem.position[name] for name in shared.layers)
+        forward += [Counted(build_ms, users), Counted(-build_ms, users[:1])]
     for layer, where in _held_at(problem, graph):
         cost = layer.cost_at(problem.microbatch_size)
         forward.append(Counted(cost.forward_ms, where))

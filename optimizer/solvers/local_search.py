@@ -12,6 +12,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from stagewright.optimizer.costs.choices import value_of
 from stagewright.optimizer.costs.tables import Devices, StageTables
 from stagewright.optimizer.problem import Problem, StageChoice
@@ -89,13 +91,9 @@ def work_bound_ms(tables: StageTables) -> float:
         float(times.forward_ms[0, whole] + times.backward_ms[0, whole])
         for times in tables.times.values()
     )
-    layers_ms = sum(
-        min(
-            float(times.forward_ms[layer, layer + 1] + times.backward_ms[layer, layer + 1])
-            for times in tables.times.values()
-        )
-        for layer in range(whole)
-    )
+    # What each layer adds to those before it, not a stage of its own, which may build maps again.
+    added_ms = [np.diff(t.forward_ms[0] + t.backward_ms[0]) for t in tables.times.values()]
+    layers_ms = float(np.min(added_ms, axis=0).sum())
     return problem.num_microbatches * min(fastest_ms, layers_ms) / problem.num_devices
 
 

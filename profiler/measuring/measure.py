@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from stagewright.document import InputError
-from stagewright.graph import LayerCost, WholeStep
+from stagewright.graph import LayerCost, SharedMap, WholeStep
 from stagewright.profiler.tracing.trace import TracedModel
 from stagewright.task import Task
 from stagewright.value import ValueSpec
@@ -16,6 +16,7 @@ from .batches import batches_of
 from .calibration import calibrate
 from .clock import clock_of
 from .identical import shortened
+from .maps import MapTimes, shared_maps
 from .row import Place, Row
 from .step import LOSS, PLAIN, Autocast
 
@@ -43,6 +44,7 @@ class Measurements:
     whole: tuple[WholeStep, ...]
     outputs: Mapping[str, ValueSpec]
     """What the layers return, with the sizes that were measured where they depend on the data."""
+    shared_maps: tuple[SharedMap, ...] = ()
 
 
 def measure(
@@ -84,7 +86,8 @@ def measure(
             Row(walked, batches_of(traced, task, size, precision), place, bool(copies))
             for size in batch_sizes
         ]
-        _repeat(rows, limits, progress)
+        maps = [MapTimes(traced, row.batches, clock) for row in rows]
+        _repeat(rows, maps, limits, progress)
     finally:
         torch.set_num_threads(threads)
     costs = [row.costs() for row in rows]
@@ -99,22 +102,28 @@ def measure(
         loss=tuple(by_place[LOSS] for by_place in costs if LOSS in by_place),
         whole=tuple(row.whole() for row in rows),
         outputs=rows[-1].sizes.specs(),
+        shared_maps=shared_maps(traced.layers, layers, maps, slowdown),
     )
 
 
 def _repeat(
-    rows: Sequence[Row], limits: Repeats, progress: Callable[[Iterable[int]], Iterable[int]]
+    rows: Sequence[Row],
+    maps: Sequence[MapTimes],
+    limits: Repeats,
+    progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
     started = time.monotonic()
-    for row in rows:
+    for row, own in zip(rows, maps, strict=True):
         row.warm_up()
+        own.find()
 
     def is_over() -> bool:
         return time.monotonic() - started > limits.max_seconds
 
-    for _ in progress(range(limits.repeats)):
-        for row in rows:
+    for turn in progress(range(limits.repeats)):
+        for row, own in zip(rows, maps, strict=True):
             row.repeat()
+            own.repeat(turn)
         if is_over():
             return
     while limits.uncertainty is not None and not is_over():

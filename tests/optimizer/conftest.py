@@ -14,9 +14,11 @@ from stagewright.graph import (
     LayerCost,
     LayerGraph,
     LayerNode,
+    MapCost,
     ModelIdentity,
     ModuleOperation,
     Operation,
+    SharedMap,
     StoredTensor,
     WholeStep,
 )
@@ -141,6 +143,24 @@ def _graph(
     )
 
 
+def _with_shared_maps(graph: LayerGraph, seed: int) -> LayerGraph:
+    """Let some layers share up to three maps, as sparse models' do; nothing for every third seed."""
+    rng = np.random.default_rng([seed, 6])
+    costly = [layer for layer in graph.steps if layer.costs[0].forward_ms]
+    shared = []
+    for _ in range(seed % 3 if len(costly) > 1 else 0):
+        places = sorted(rng.choice(len(costly), rng.integers(2, len(costly) + 1), replace=False))
+        users = [costly[place] for place in places]
+        share = float(rng.uniform(0, 0.5))
+        costs = tuple(
+            MapCost(batch_size=cost.batch_size, build_ms=share * cost.forward_ms)
+            for cost in users[0].costs
+        )
+        names = tuple(layer.name for layer in users)
+        shared.append(SharedMap(kind="kernel", layers=names, costs=costs))
+    return graph.replace(shared_maps=tuple(shared))
+
+
 def _inputs(
     graphs: Sequence[LayerGraph],
     servers: Sequence[Sequence[tuple[str, int]]],
@@ -229,7 +249,8 @@ def _random_inputs(
             for layer, factor in zip(layers, factors, strict=True)
         ]
         loss_ms = 0.5 if seed % 2 else None
-        graphs.append(_graph(slower, device_type=kind, outputs=outputs, loss_ms=loss_ms))
+        graph = _graph(slower, device_type=kind, outputs=outputs, loss_ms=loss_ms)
+        graphs.append(_with_shared_maps(graph, seed))
     return _inputs(graphs, servers, memory_bytes=memory_bytes)
 
 
@@ -241,6 +262,11 @@ def make_layer() -> MakeLayer:
 @pytest.fixture(scope="session")
 def make_graph() -> MakeGraph:
     return _graph
+
+
+@pytest.fixture(scope="session")
+def with_shared_maps() -> Callable[[LayerGraph, int], LayerGraph]:
+    return _with_shared_maps
 
 
 @pytest.fixture(scope="session")

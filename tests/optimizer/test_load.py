@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stagewright.document import InputError
-from stagewright.graph import LayerGraph, LayerNode
+from stagewright.graph import LayerGraph, LayerNode, MapCost, SharedMap
 from stagewright.optimizer import load
 from stagewright.optimizer.load import Inputs, load_inputs, load_inputs_of_plan
 from stagewright.optimizer.planning import Request, optimize
@@ -23,6 +23,11 @@ device_types.slow = { memory_bytes = 1000000, profile = "slow.json" }
 servers = [{ name = "here", devices = [{ type = "fast", count = 1 }, { type = "slow", count = 1 }] }]
 links.inside_server = { bandwidth_bytes_per_s = 1e9, latency_ms = 0.1 }
 """
+SHARED = SharedMap(
+    kind="kernel",
+    layers=("a", "b"),
+    costs=tuple(MapCost(batch_size=size, build_ms=0.1) for size in (1, 2, 4)),
+)
 
 
 @pytest.fixture
@@ -55,6 +60,7 @@ def test_a_profile_of_another_device_type_is_refused(tmp_path: Path, graph: Laye
     [
         ({"dtype": "float64"}, r"slow.json: dtype is 'float64', but .*fast.json has 'float32'"),
         ({"tied": (("a", "b"),)}, r"slow.json: tied differs"),
+        ({"shared_maps": (SHARED,)}, r"slow.json: shared_maps are of other layers than in .*fast"),
     ],
 )
 def test_graphs_of_different_measurements_are_refused(

@@ -55,6 +55,7 @@ def with_every_subset() -> EveryCutProblem:
 def branching_inputs(
     make_layer: Callable[..., LayerNode],
     make_graph: Callable[..., LayerGraph],
+    with_shared_maps: Callable[[LayerGraph, int], LayerGraph],
     make_inputs: Callable[..., Inputs],
 ) -> BranchingInputs:
     """Each layer takes one or two earlier ones; some are free; now and then a bare or tied parameter."""
@@ -98,7 +99,8 @@ def branching_inputs(
                 for layer, f in zip(layers, factors, strict=True)
             ]
             loss_ms = 0.5 if seed % 2 else None
-            graphs.append(make_graph(slower, device_type=kind, loss_ms=loss_ms))
+            graph = make_graph(slower, device_type=kind, loss_ms=loss_ms)
+            graphs.append(with_shared_maps(graph, seed))
         return make_inputs(graphs, servers, memory_bytes=memory_bytes)
 
     return make
