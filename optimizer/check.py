@@ -21,7 +21,8 @@ from .costs.cost import FloatArray, IntArray, Objective, Overlap
 from .costs.tables import StageTables
 from .load import Inputs
 from .problem import Problem
-from .solvers.labels.chain import Chain, Costs, chain_costs
+from .solvers.labels.arrays import Costs
+from .solvers.labels.chain import Chain, chain_costs
 
 ROUNDING = 1e-9
 SLACK = 1e-12

@@ -14,7 +14,7 @@ from setuptools import find_packages
 ROOT = Path(__file__).parents[1]
 TOOLS = ("profiler", "optimizer", "runtime", "models")
 TORCH_TOOLS = ("profiler", "runtime", "models")
-TORCH_FREE_PACKAGES = {"msgspec", "numpy", "numba", "graphviz", "tqdm", "matplotlib", "ortools"}
+TORCH_FREE_PACKAGES = {"msgspec", "numpy", "graphviz", "tqdm", "matplotlib", "ortools"}
 TORCH_PACKAGES = {"torch", "safetensors", "sklearn", "MinkowskiEngine", "torchvision"}
 SCRIPTS = tuple(
     ROOT / "optimizer" / name

@@ -46,7 +46,7 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
             f"{table_entries(problem):.0e} table entries, expected at most {MOST_ENTRIES:.0e}; leave it "
             "out or name fewer devices"
         )
-    from .labels.solve import solve as solve_labels  # Compiled code takes a second to load.
+    from .labels.solve import solve as solve_labels  # Its loops may have to be compiled first.
 
     return at_least_simple(problem, solve_labels(problem, time_limit_s))
 

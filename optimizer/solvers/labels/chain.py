@@ -12,7 +12,6 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,55 +20,10 @@ from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush, tr
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.problem import Problem
 
+from .arrays import Costs
+
 MONEY_SLACK = 1 + 1e-12
 """Prices within a budget up to rounding are within it."""
-
-
-class Costs(NamedTuple):
-    """What the compiled loops read."""
-
-    num_cuts: int
-    """L: cuts are numbered 0 to L."""
-    is_chain: bool
-    """Each cut lies within the next one, so a stage that starts earlier takes longer."""
-    num_microbatches: int
-    is_step_time: bool
-    waits: bool
-    """Messages stop the receiving stage's computing (overlap "none")."""
-    holds_all: bool
-    """Every unit of the step is in flight (gpipe)."""
-    counts: IntArray
-    """(K,) devices of each type."""
-    type_of: IntArray
-    """(V,) the device type of each kind of stage."""
-    hourly: FloatArray
-    """(K,) the price of a device; 0 where there is no budget."""
-    budget: float
-    """Per hour, for all devices of a plan; infinite: none."""
-    most: IntArray
-    """(V,) replicas that a stage may have."""
-    compute_ms: FloatArray
-    """(V, L + 1, L + 1) forward, once or twice, and backward."""
-    end_ms: FloatArray
-    """(V, L + 1, L + 1) update and the gradient sum of shared parameters."""
-    own_bytes: FloatArray
-    """(L + 1, L + 1) summed over the stage's replicas."""
-    forward_ms: FloatArray
-    """(2, L + 1, L + 1) messages to a stage: near, and across servers."""
-    backward_ms: FloatArray
-    near: IntArray
-    """(V,) a stage of more replicas has its messages across servers."""
-    fits: IntArray
-    """(V, L + 1, L + 1) units in flight that fit into memory; 0 if not even the parameters do."""
-    inside: IntArray
-    """(V,) a stage of more replicas sums gradients across servers."""
-    sum_latency_ms: FloatArray
-    """(2, 2): inside a server and across, over up to two kinds of links."""
-    sum_ms_per_byte: FloatArray
-    replicas: IntArray
-    """Rising; of all numbers of replicas with the same largest deal of micro-batches, the least."""
-    replicas_for: IntArray
-    """(M + 1,): index of the least number of replicas that are dealt at most so many micro-batches each."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import numpy as np
 
 from stagewright.optimizer.costs.cost import FloatArray, IntArray
 
-from .arcs import Arcs, keep_arcs
+from .arcs import keep_arcs
+from .arrays import Arcs, Completions, Limits, Runs
 from .chain import Chain
-from .expand import Completions, Limits, Outcome, expand_labels
-from .indexed import Runs, indexed_costs, raise_indexed_prices
+from .expand import Outcome, expand_labels
+from .indexed import indexed_costs, raise_indexed_prices
 from .prices import (
     all_fares,
     cheapest_from_start,
@@ -104,8 +105,8 @@ def useful_arcs(chain: Chain, arcs: Arcs, bound: Bound, cutoff_ms: float) -> Arc
     """Return the arcs that may be on a plan within the limits: the cheapest path through each is."""
     costs = chain.costs
     fares = fares_of(costs, bound.threshold_ms, bound.prices)
-    fare, _ = all_fares(costs, arcs, fares)
-    front, _ = cheapest_from_start(costs, arcs, fare)
+    fare = all_fares(costs, arcs, fares)
+    front = cheapest_from_start(costs, arcs, fare)
     behind = cheapest_to_end(costs, arcs, fare)
     limit = limit_of(chain, bound)
     last = np.zeros(len(arcs.tail), dtype=np.int64)
@@ -133,7 +134,7 @@ def completions_of(
     for prices in [bound.prices] if is_beam else _around(chain, bound):
         fares = fares_of(costs, bound.threshold_ms, prices)
         if runs is None:
-            found = cheapest_from_start(costs, arcs, all_fares(costs, arcs, fares)[0])[0][:, None]
+            found = cheapest_from_start(costs, arcs, all_fares(costs, arcs, fares))[:, None]
         else:
             found = indexed_costs(costs, arcs, runs, fares)
         per_replica.append(fares.per_replica)

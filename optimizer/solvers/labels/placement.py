@@ -8,7 +8,7 @@ from stagewright.optimizer.costs.cost import IntArray
 from stagewright.optimizer.problem import Group, StageChoice
 
 from .chain import Chain
-from .stage import SLACK, load_ms, total_ms
+from .stage import SLACK, stage_loads_ms, total_ms
 
 Devices = list[int]
 
@@ -30,9 +30,7 @@ def placements(
     yield _placed(rows, chain, groups, largest_first, by_neighbour=False)
     costs = chain.costs._replace(inside=np.zeros_like(chain.costs.inside))
     most_ms = total_ms(chain.costs, rows)[0] * SLACK
-    may_split = [
-        load_ms(costs, row[2], row[0], row[1], row[3])[0] <= most_ms for row in rows.tolist()
-    ]
+    may_split = (stage_loads_ms(costs, rows) <= most_ms).tolist()
     critical_first = sorted(largest_first, key=lambda stage: may_split[stage])
     yield _placed(rows, chain, groups, critical_first, by_neighbour=False)
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from stagewright.optimizer.costs.cost import FloatArray
 
-from .arcs import Arcs, find_arcs
+from .arcs import find_arcs
+from .arrays import Arcs
 from .chain import Chain
 from .decide import (
     Answer,

@@ -17,7 +17,8 @@ from stagewright.optimizer.costs.cost import (
     units_held,
     window_rounds,
 )
-from stagewright.optimizer.solvers.labels.chain import Chain, Costs, replica_steps
+from stagewright.optimizer.solvers.labels.arrays import Costs
+from stagewright.optimizer.solvers.labels.chain import Chain, replica_steps
 
 Rows = tuple[tuple[int, int, int, int], ...]
 """First layer, behind the last, type, replicas of each stage."""

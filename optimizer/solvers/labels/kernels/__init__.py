@@ -1,0 +1,1 @@
+"""The inner loops in C++, compiled at their first use."""
