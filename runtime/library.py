@@ -19,6 +19,7 @@ from stagewright.document import InputError
 
 from .execution.executor import Batches
 from .execution.stage import Values
+from .messages.values import map_tensors
 from .ranks.faults import waiting_for
 from .ranks.roll_call import naming_the_missing
 from .ranks.world import check_world_size, choose_device, join_world, ranks_started
@@ -124,15 +125,13 @@ class TensorBatch(Batches):
 
     def _part(self, value: Any, microbatch: int) -> Any:
         """Return one micro-batch of a value on the rank's device, floating-point tensors in its dtype."""
-        if isinstance(value, torch.Tensor):
-            first = microbatch * self._size
-            dtype = self._session.dtype if value.is_floating_point() else value.dtype
-            return value[first : first + self._size].to(self._session.world.device, dtype)
-        if isinstance(value, dict):
-            return {key: self._part(item, microbatch) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return tuple(self._part(item, microbatch) for item in value)
-        return value
+        first = microbatch * self._size
+
+        def part(tensor: torch.Tensor) -> torch.Tensor:
+            dtype = self._session.dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor[first : first + self._size].to(self._session.world.device, dtype)
+
+        return map_tensors(value, part)
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from stagewright.flushless import FLUSHLESS
 from stagewright.plan import Plan, Replica
-from stagewright.schedule import Schedule
+from stagewright.schedule import Schedule, Unit
 from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
@@ -75,10 +76,13 @@ class Session:
         autocast = autocast_dtype(plan, settings.precision, run_dtype)
         self.precision = Precision(plan.dtype, run_dtype, plan.autocast, autocast)
         self.scaler = make_loss_scaler(autocast, self.schedule, world)
-        self._pipeline = plan.pipeline(self.microbatches_per_step)
+        slicing = settings.slicing
+        pipeline = plan.pipeline(self.microbatches_per_step)
+        num_slices = 1 if slicing is None else slicing.num_slices
+        self._pipeline = replace(pipeline, num_slices=num_slices)
         self._program = rank_program(self._pipeline, self.rows, world.rank)
         runners = make_runners(
-            package, world.rank, self._original, self.dtype, world.device, self.precision
+            package, world.rank, self._original, self.dtype, world.device, self.precision, slicing
         )
         self.modules = [runner.module for runner in runners.values()]
         self.left_out = self._load_initial_weights()
@@ -90,11 +94,12 @@ class Session:
         versioned = {i: VersionedRunner(r) for i, r in runners.items() if is_flushless}
         self.executor = Executor(
             versioned or runners,
-            Exchange(plan.borders, self.precision, world),
+            Exchange(plan.borders, self.precision, world, slicing),
             seeds,
             world.device,
             plan.slowdowns.get(self.replica.device_type, 1.0),
             world.whereabouts,
+            slicing,
         )
         stages = {index: runner.module for index, runner in runners.items()}
         self.reduction = Reduction(stages, package.tied, world)
@@ -202,16 +207,25 @@ class Session:
         return {microbatch: loss.item() for microbatch, loss in losses.items()}
 
     def _weighted_loss(self, data: Batches, losses: dict[int, torch.Tensor]) -> Finish | None:
-        """Return what weights a loss by its part of the step's samples and notes it; None on other ranks."""
+        """Return what weights a loss by its part of the step's samples and notes it; None on other ranks.
+
+        The loss of a slice counts as its part of the positions, as in a mean over all of them.
+        """
         if not self.is_loss_rank:
             return None
         loss_of, per_step = self.task.function("loss"), self.microbatches_per_step
+        slicing = self.settings.slicing
 
-        def finish(output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+        def finish(output: Any, *, target: Any, unit: Unit) -> torch.Tensor:
+            microbatch = unit.microbatch
             first = microbatch - microbatch % per_step
             total = sum(data.size_of(m) for m in range(first, first + per_step))
-            loss: torch.Tensor = loss_of(output, target) * (data.size_of(microbatch) / total)
-            losses[microbatch] = loss.detach()
+            weight = data.size_of(microbatch) / total
+            if slicing is not None:
+                weight *= slicing.part_of(unit.slice)
+            loss: torch.Tensor = loss_of(output, target) * weight
+            of_others = losses.get(microbatch)
+            losses[microbatch] = loss.detach() if of_others is None else of_others + loss.detach()
             return loss if self.scaler is None else loss * self.scaler.state.scale
 
         return finish
@@ -300,9 +314,9 @@ class Session:
         metric_of = self.task.function("metric") if self.task.has("metric") else None
         sums = torch.zeros(3, dtype=torch.float64)
 
-        def finish(output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+        def finish(output: Any, *, target: Any, unit: Unit) -> torch.Tensor:
             assert loss_of is not None
-            size = data.size_of(microbatch)
+            size = data.size_of(unit.microbatch)
             loss: torch.Tensor = loss_of(output, target)
             metric = float(metric_of(output, target)) if metric_of is not None else 0.0
             sums.add_(torch.tensor([size, float(loss) * size, metric * size], dtype=torch.float64))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stagewright.document import InputError
 from stagewright.flushless import Rounds, Update
-from stagewright.schedule import Action, Edge, Pipeline, Progress, Schedule
+from stagewright.schedule import Action, Edge, Pipeline, Progress, Schedule, Unit
 
 GRADIENTS_UNDERWAY = 2
 """Messages of gradients per border that a rank has on their way at most: nothing comes back that would tell
@@ -31,14 +31,17 @@ class Message:
     receiver: int
     slice: int | None = None
 
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.microbatch, self.slice)
+
     def __str__(self) -> str:
-        piece = "" if self.slice is None else f", slice {self.slice}"
         what = "values" if self.forward else "gradients"
         first, second = self.edge.source, self.edge.target
         if not self.forward:
             first, second = second, first
         return (
-            f"{what} of micro-batch {self.microbatch}{piece} from stage {first} (rank {self.sender}) "
+            f"{what} of {self.unit} from stage {first} (rank {self.sender}) "
             f"to stage {second} (rank {self.receiver})"
         )
 
@@ -188,9 +191,8 @@ def _check_presence(pipeline: Pipeline, schedule: Schedule, forward_only: bool) 
         of_kinds = (counts[kind][stage] for kind in "FBIW")
         for unit, found in zip(pipeline.units, zip(*of_kinds, strict=True), strict=True):
             if found not in complete:
-                piece = "" if unit[1] is None else f", slice {unit[1]}"
                 raise InputError(
-                    f"stage {stage} has (F, B, I, W) = {found} for micro-batch {unit[0]}{piece}, expected "
+                    f"stage {stage} has (F, B, I, W) = {found} for {unit}, expected "
                     f"one of {sorted(complete)}: each unit once forward and once backward\n{schedule}"
                 )
 

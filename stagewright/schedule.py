@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from stagewright.document import InputError
 
@@ -18,15 +18,31 @@ Kind = Literal["F", "B", "I", "W"]
 _ACTION = re.compile(r"(\d{1,9})([FBIW])(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 
+class Unit(NamedTuple):
+    """What a stage computes at a time: a micro-batch, or one slice of it."""
+
+    microbatch: int
+    slice: int | None = None
+    """None: the micro-batch is not cut into token slices."""
+
+    def __str__(self) -> str:
+        piece = "" if self.slice is None else f", slice {self.slice}"
+        return f"micro-batch {self.microbatch}{piece}"
+
+
 @dataclass(frozen=True, order=True, slots=True)
 class Action:
-    """One computation of one unit, (micro-batch, slice), by one stage."""
+    """One computation of one unit by one stage."""
 
     stage: int
     kind: Kind
     microbatch: int
     slice: int | None = None
-    """None: the micro-batch is not cut into token slices."""
+    """Of the micro-batch, as in Unit."""
+
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.microbatch, self.slice)
 
     def __str__(self) -> str:
         tail = "" if self.slice is None else f".{self.slice}"
@@ -92,11 +108,12 @@ class Pipeline:
         return self.num_microbatches * self.num_slices
 
     @cached_property
-    def units(self) -> tuple[tuple[int, int | None], ...]:
-        """(Micro-batch, slice) of every unit, in the order of the forwards; slice None without slices."""
+    def units(self) -> tuple[Unit, ...]:
+        """Every unit, in the order of the forwards."""
         if self.num_slices == 1:
-            return tuple((microbatch, None) for microbatch in range(self.num_microbatches))
-        return tuple(itertools.product(range(self.num_microbatches), range(self.num_slices)))
+            return tuple(map(Unit, range(self.num_microbatches)))
+        pairs = itertools.product(range(self.num_microbatches), range(self.num_slices))
+        return tuple(Unit(*pair) for pair in pairs)
 
     def place_of(self, microbatch: int, piece: int | None) -> int:
         """Return a unit's place in `units`."""
@@ -126,7 +143,7 @@ class Pipeline:
 
         A slice attends to the slices before it: forward needs those, backward those behind it.
         """
-        stage, unit = action.stage, (action.microbatch, action.slice)
+        stage, unit = action.stage, action.unit
         if action.kind == "F":
             yield from (Action(edge.source, "F", *unit) for edge in self.sources[stage])
             if action.slice:
@@ -136,7 +153,7 @@ class Pipeline:
         else:
             yield Action(stage, "F", *unit)
             if action.slice is not None and action.slice + 1 < self.num_slices:
-                behind = (action.microbatch, action.slice + 1)
+                behind = Unit(action.microbatch, action.slice + 1)
                 yield (Action(stage, "B", *behind), Action(stage, "I", *behind))
             for edge in self.targets[stage]:
                 if edge.carries_gradient:

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,12 @@ from stagewright.plan import Border, Plan, ReplicaPrediction
 from stagewright.program import Send
 from stagewright.runtime.execution.executor import Batches, Executor, RankProgram, rank_program
 from stagewright.runtime.execution.randomness import LayerSeeds
-from stagewright.runtime.execution.stage import Values
+from stagewright.runtime.execution.stage import UnitInputs, Values
 from stagewright.runtime.messages.exchange import Exchange
 from stagewright.runtime.messages.values import Payload, Precision, planned_layout
 from stagewright.runtime.ranks.faults import waiting_for
 from stagewright.runtime.ranks.world import World
+from stagewright.schedule import Unit
 from stagewright.scheduling import make_schedule, windows_to_fill
 from stagewright.value import tensors_of
 
@@ -94,17 +95,10 @@ class SleepingStage:
     def input_names(self) -> tuple[str, ...]:
         return ()
 
-    def forward(
-        self,
-        microbatch: int,
-        batch_size: int,
-        inputs: Values,
-        received: dict[int, Payload],
-        finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, Payload]:
+    def forward(self, unit: Unit, given: UnitInputs) -> dict[int, Payload]:
         start_s = time.perf_counter()
         outputs = {
-            border.target: self._payload(border, batch_size)
+            border.target: self._payload(border, given.batch_size)
             for border in self._plan.borders
             if border.source == self.index
         }
@@ -112,16 +106,16 @@ class SleepingStage:
         return outputs
 
     def backward(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
         return self._gradients(self._predicted.backward_ms)
 
     def backward_of_inputs(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
         return self._gradients(self._predicted.backward_ms / 2)
 
-    def backward_of_weights(self, microbatch: int) -> None:
+    def backward_of_weights(self, unit: Unit) -> None:
         self._sleeper.sleep_until(time.perf_counter(), self._predicted.backward_ms / 2)
 
     def _gradients(self, duration_ms: float) -> dict[int, list[torch.Tensor]]:

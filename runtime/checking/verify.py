@@ -26,6 +26,7 @@ from stagewright.runtime.storage.package import StagePackage, build_original
 from stagewright.runtime.storage.weights import save_tensors
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
 from stagewright.runtime.training.settings import Settings
+from stagewright.schedule import Unit
 from stagewright.task import Task
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-3, "bfloat16": 2**-6, "float16": 2**-9}
@@ -162,7 +163,7 @@ def run_one_process(session: Session, data: Batches) -> tuple[torch.nn.Module, d
     total = sum(data.size_of(m) for m in range(plan.num_microbatches))
     losses = {}
     for microbatch in range(plan.num_microbatches):
-        seeds.begin(0, microbatch)
+        seeds.begin(0, Unit(microbatch))
         values = data.inputs_of(microbatch, [value.layer for value in plan.inputs])
         by_key = {value.key: values[value.layer] for value in plan.inputs}
         positional = [by_key[key] for key in sorted(k for k in by_key if isinstance(k, int))]

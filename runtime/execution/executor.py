@@ -21,12 +21,13 @@ from stagewright.program import (
     messages_to,
 )
 from stagewright.runtime.messages.exchange import Exchange
+from stagewright.runtime.messages.slicing import Slicing
 from stagewright.runtime.messages.values import Payload
 from stagewright.runtime.ranks.whereabouts import Whereabouts
-from stagewright.schedule import Action, Pipeline, Schedule
+from stagewright.schedule import Action, Pipeline, Schedule, Unit
 
 from .randomness import LayerSeeds
-from .stage import Values
+from .stage import UnitInputs, Values
 
 ACTIONS_AHEAD = 2
 """How many computations before the one that needs it a receive is posted at least."""
@@ -57,30 +58,23 @@ class RunsUnits(Protocol):
     @property
     def input_names(self) -> tuple[str, ...]: ...
 
-    def forward(
-        self,
-        microbatch: int,
-        batch_size: int,
-        inputs: Values,
-        received: dict[int, Payload],
-        finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, Payload]: ...
+    def forward(self, unit: Unit, given: UnitInputs) -> dict[int, Payload]: ...
 
     def backward(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]: ...
 
     def backward_of_inputs(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]: ...
 
-    def backward_of_weights(self, microbatch: int) -> None: ...
+    def backward_of_weights(self, unit: Unit) -> None: ...
 
 
 class Finish(Protocol):
-    """What the last stage does with the model's output of one micro-batch."""
+    """What the last stage does with the model's output of one unit."""
 
-    def __call__(self, output: Any, *, target: Any, microbatch: int) -> torch.Tensor:
+    def __call__(self, output: Any, *, target: Any, unit: Unit) -> torch.Tensor:
         """Return the tensor that the backward starts at: the weighted loss."""
 
 
@@ -125,10 +119,11 @@ class Executor:
         device: torch.device,
         slowdown: float = 1.0,
         whereabouts: Whereabouts | None = None,
+        slicing: Slicing | None = None,
     ) -> None:
         """slowdown > 1 emulates a slower device: each computation is followed by a sleep.
 
-        whereabouts is told every instruction before it begins.
+        whereabouts is told every instruction before it begins; slicing is for programs with slices.
         """
         self.stages = stages
         self.traffic = exchange.traffic
@@ -138,6 +133,7 @@ class Executor:
         self.names_actions = False
         """Whether a running torch.profiler sees the actions by name; costs some microseconds each."""
         self._slowdown = slowdown
+        self._slicing = slicing
         self._local: dict[Message, Payload] = {}
         self._outgoing: dict[Message, Payload] = {}
         self.whereabouts = Whereabouts() if whereabouts is None else whereabouts
@@ -213,32 +209,33 @@ class Executor:
         finish: Finish | None,
     ) -> tuple[float, float]:
         """Run one action; return when its computation started and what the device spent."""
-        stage, microbatch = self.stages[action.stage], action.microbatch
+        stage, unit = self.stages[action.stage], action.unit
         around = program.around[action]
         if around.next_forward is not None:
             self._prepare(batches, around.next_forward, program.last_stage)
         arrived = {message.edge: self._take(message) for message in around.arriving}
         if action.kind == "F":
             received = {edge.source: payload for edge, payload in arrived.items()}
-            inputs = batches.inputs_of(microbatch, stage.input_names)
+            inputs = self._piece_of(batches.inputs_of(unit.microbatch, stage.input_names), unit)
             bound = None
             if action.stage == program.last_stage and finish is not None:
-                bound = partial(finish, target=batches.target_of(microbatch), microbatch=microbatch)
-            self._seeds.begin(step, microbatch)
+                target = self._piece_of(batches.target_of(unit.microbatch), unit)
+                bound = partial(finish, target=target, unit=unit)
+            self._seeds.begin(step, unit)
             start_s, cpu_s = time.perf_counter(), time.thread_time()
-            size = batches.size_of(microbatch)
-            outgoing = stage.forward(microbatch, size, inputs, received, bound)
+            size = batches.size_of(unit.microbatch)
+            outgoing = stage.forward(unit, UnitInputs(size, inputs, received, bound))
         else:
             gradients = {edge.target: payload.tensors for edge, payload in arrived.items()}
-            self._seeds.begin(step, microbatch)  # A stage may run forward again.
+            self._seeds.begin(step, unit)  # A stage may run forward again.
             start_s, cpu_s = time.perf_counter(), time.thread_time()
             found: dict[int, list[torch.Tensor]] = {}
             if action.kind == "B":
-                found = stage.backward(microbatch, gradients)
+                found = stage.backward(unit, gradients)
             elif action.kind == "I":
-                found = stage.backward_of_inputs(microbatch, gradients)
+                found = stage.backward_of_inputs(unit, gradients)
             else:
-                stage.backward_of_weights(microbatch)
+                stage.backward_of_weights(unit)
             outgoing = {source: Payload(g, [True] * len(g)) for source, g in found.items()}
         device_s = self.emulate(start_s, cpu_s)
         for message in around.leaving:
@@ -253,6 +250,13 @@ class Executor:
         """Load the data of a forward that is to come."""
         names = self.stages[forward.stage].input_names
         batches.prepare(forward.microbatch, names, with_target=forward.stage == last_stage)
+
+    def _piece_of(self, value: Any, unit: Unit) -> Any:
+        """Return what a unit gets of a micro-batch's data."""
+        if unit.slice is None:
+            return value
+        assert self._slicing is not None
+        return self._slicing.cut(value, unit.slice)
 
     def _take(self, message: Message) -> Payload:
         """Return a message from another rank or from another stage of this one."""

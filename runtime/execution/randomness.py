@@ -1,10 +1,12 @@
-"""Random numbers that depend on nothing but (seed, step, micro-batch, layer), so on no plan."""
+"""Random numbers that depend on nothing but (seed, step, unit, layer), so on no plan."""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from stagewright.schedule import Unit
 
 
 def seed_of(*key: int | str) -> int:
@@ -32,18 +34,19 @@ class LayerSeeds:
         """A program over several steps numbers its micro-batches through, hence their number in a step."""
         self._seed = seed
         self._per_step = microbatches_per_step
-        self._step = 0
-        self._microbatch = 0
+        self._key: tuple[int, ...] = (0, 0)
+        """Step and micro-batch, and the slice where the micro-batch has some."""
 
-    def begin(self, step: int, microbatch: int) -> None:
+    def begin(self, step: int, unit: Unit) -> None:
         """Say which unit runs next."""
+        microbatch, piece = unit
         if self._per_step is not None:
             step, microbatch = step + microbatch // self._per_step, microbatch % self._per_step
-        self._step, self._microbatch = step, microbatch
+        self._key = (step, microbatch) if piece is None else (step, microbatch, piece)
 
     def __call__(self, layer: str) -> None:
         """Seed for one layer; the generated stage calls this right before it."""
-        seed = seed_of(self._seed, self._step, self._microbatch, layer)
+        seed = seed_of(self._seed, *self._key, layer)
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed_all(seed)

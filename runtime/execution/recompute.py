@@ -1,32 +1,22 @@
 """A stage that keeps only its inputs: it runs forward without autograd, and again right before the backward.
 
-Random layers draw the same numbers both times, as these depend on (seed, step, micro-batch, layer) only.
+Random layers draw the same numbers both times, as these depend on (seed, step, unit, layer) only.
 Running statistics (BatchNorm) are updated, and the loss is computed, the second time only.
 
 Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, with a stage as the segment.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from stagewright.plan import Border
+from stagewright.runtime.messages.slicing import Slicing
 from stagewright.runtime.messages.values import Payload, Precision
+from stagewright.schedule import Unit
 
-from .stage import StageRunner, Values
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """All that a unit's forward needs."""
-
-    batch_size: int
-    inputs: Values
-    received: dict[int, Payload]
-    finish: Callable[[Any], torch.Tensor] | None
+from .stage import StageRunner, UnitInputs
 
 
 class RecomputingRunner(StageRunner):
@@ -39,49 +29,42 @@ class RecomputingRunner(StageRunner):
         borders: tuple[Border, ...],
         precision: Precision,
         device: torch.device,
+        slicing: Slicing | None = None,
     ) -> None:
-        super().__init__(index, module, borders, precision, device)
-        self._kept: dict[int, _Inputs] = {}
-        """By micro-batch, between forward and backward."""
+        super().__init__(index, module, borders, precision, device, slicing)
+        self._kept: dict[Unit, UnitInputs] = {}
+        """Between forward and backward."""
 
-    def forward(
-        self,
-        microbatch: int,
-        batch_size: int,
-        inputs: Values,
-        received: dict[int, Payload],
-        finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, Payload]:
+    def forward(self, unit: Unit, given: UnitInputs) -> dict[int, Payload]:
         """Run one unit forward, keep its inputs, and return the messages to send, by target stage."""
         if not torch.is_grad_enabled():
-            return super().forward(microbatch, batch_size, inputs, received, finish)
-        self._kept[microbatch] = _Inputs(batch_size, inputs, received, finish)
+            return super().forward(unit, given)
+        self._kept[unit] = given
         buffers = list(self.module.buffers())
         before = [buffer.clone() for buffer in buffers]
         with torch.no_grad():
-            outgoing = super().forward(microbatch, batch_size, inputs, received, None)
+            outgoing = self._forward(unit, replace(given, finish=None))
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
         return outgoing
 
     def backward(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
         """Run one unit forward again, then backward; return gradients by source stage."""
-        self._run_again(microbatch)
-        return super().backward(microbatch, arrived)
+        self._run_again(unit)
+        return super().backward(unit, arrived)
 
     def backward_of_inputs(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
         """Run one unit forward again, then the backward of its inputs."""
-        self._run_again(microbatch)
-        return super().backward_of_inputs(microbatch, arrived)
+        self._run_again(unit)
+        return super().backward_of_inputs(unit, arrived)
 
     @property
     def units_held(self) -> int:
         return len(self._kept) + super().units_held
 
-    def _run_again(self, microbatch: int) -> None:
-        kept = self._kept.pop(microbatch)
-        super().forward(microbatch, kept.batch_size, kept.inputs, kept.received, kept.finish)
+    def _run_again(self, unit: Unit) -> None:
+        self._forward(unit, self._kept.pop(unit))

@@ -12,16 +12,16 @@ Source: Narayanan et al., "PipeDream", SOSP 2019, weight stashing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from stagewright.runtime.messages.values import Payload
+from stagewright.schedule import Unit
 
-from .stage import StageRunner, Values
+from .stage import StageRunner, UnitInputs
 
 
 class WeightVersions:
@@ -108,7 +108,7 @@ class WeightVersions:
 
 
 class VersionedRunner:
-    """Runs the units of a stage, each on its version of the weights."""
+    """Runs the units of a stage, each on its version of the weights; micro-batches have no slices."""
 
     def __init__(self, runner: StageRunner) -> None:
         self._runner = runner
@@ -123,37 +123,30 @@ class VersionedRunner:
     def units_held(self) -> int:
         return self._runner.units_held
 
-    def forward(
-        self,
-        microbatch: int,
-        batch_size: int,
-        inputs: Values,
-        received: dict[int, Payload],
-        finish: Callable[[Any], torch.Tensor] | None,
-    ) -> dict[int, Payload]:
+    def forward(self, unit: Unit, given: UnitInputs) -> dict[int, Payload]:
         """Run one unit forward; an evaluation, which is between two runs, uses the weights as they are."""
         if torch.is_grad_enabled():
-            self.versions.put_in(microbatch)
-        return self._runner.forward(microbatch, batch_size, inputs, received, finish)
+            self.versions.put_in(unit.microbatch)
+        return self._runner.forward(unit, given)
 
     def backward(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
         """Run one unit backward."""
-        with self.versions.backward_of(microbatch):
-            gradients = self._runner.backward(microbatch, arrived)
-        self.versions.release(microbatch)
+        with self.versions.backward_of(unit.microbatch):
+            gradients = self._runner.backward(unit, arrived)
+        self.versions.release(unit.microbatch)
         return gradients
 
     def backward_of_inputs(
-        self, microbatch: int, arrived: dict[int, list[torch.Tensor]]
+        self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
         """Run the part of the backward that other stages wait for."""
-        with self.versions.backward_of(microbatch):
-            return self._runner.backward_of_inputs(microbatch, arrived)
+        with self.versions.backward_of(unit.microbatch):
+            return self._runner.backward_of_inputs(unit, arrived)
 
-    def backward_of_weights(self, microbatch: int) -> None:
+    def backward_of_weights(self, unit: Unit) -> None:
         """Run what is left of the backward."""
-        with self.versions.backward_of(microbatch):
-            self._runner.backward_of_weights(microbatch)
-        self.versions.release(microbatch)
+        with self.versions.backward_of(unit.microbatch):
+            self._runner.backward_of_weights(unit)
+        self.versions.release(unit.microbatch)

@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -27,10 +27,11 @@ from stagewright.plan import Border
 from stagewright.program import GRADIENTS_UNDERWAY, Message
 from stagewright.runtime.ranks.faults import PeerLostError, waiting_for
 from stagewright.runtime.ranks.world import World
-from stagewright.schedule import Edge
+from stagewright.schedule import Edge, Unit
 from stagewright.value import TensorSpec, is_ragged, tensors_of
 
 from .announcements import Announcement, AnnouncementReader, send_announcement
+from .slicing import Slicing, units_of_border
 from .traffic import Traffic
 from .transport import Transport
 from .values import (
@@ -83,19 +84,27 @@ class _Sending:
 class Exchange:
     """One rank's end of all channels."""
 
-    def __init__(self, borders: Iterable[Border], precision: Precision, world: World) -> None:
+    def __init__(
+        self,
+        borders: Iterable[Border],
+        precision: Precision,
+        world: World,
+        slicing: Slicing | None = None,
+    ) -> None:
         """Make the rank's ends; nothing is sent."""
         self._borders = {
-            (border.source, border.target): _BorderSpecs(
-                [t for v in border.values for t in tensors_of(v.spec)],
-                any(is_ragged(v.spec) for v in border.values),
+            (border.source, border.target, piece): _BorderSpecs(
+                [t for v in of_unit.values for t in tensors_of(v.spec)],
+                any(is_ragged(v.spec) for v in of_unit.values),
             )
             for border in borders
+            for piece, of_unit in units_of_border(border, slicing)
         }
+        """By source, target and slice."""
         self.traffic = Traffic()
         self._precision = precision
-        self._layouts: dict[tuple[Edge, bool, int], Layout | None] = {}
-        """By border, direction and samples: what the plan says; None: it depends on the data."""
+        self._layouts: dict[tuple[Edge, bool, int, int | None], Layout | None] = {}
+        """By border, direction, samples and slice: what the plan says; None: it depends on the data."""
         self._timeout_s = world.timeout_s
         self._transport = Transport(world)
         self._announcements = world.announcements
@@ -107,12 +116,12 @@ class Exchange:
         """By sender and direction: receives whose layout, or that of one before, is not known."""
         self._agreed: set[tuple[Edge, int, int]] = set()
         """Static borders, with sender and receiver, whose first message was announced."""
-        self._gradients_due: dict[tuple[Edge, int], Layout] = {}
-        """By border and micro-batch: the gradients that will come for what was sent, where it is ragged."""
+        self._gradients_due: dict[tuple[Edge, Unit], Layout] = {}
+        """By border and unit: the gradients that will come for what was sent, where it is ragged."""
 
-    def specs_of(self, edge: Edge, *, forward: bool) -> list[TensorSpec]:
+    def specs_of(self, edge: Edge, *, forward: bool, piece: int | None = None) -> list[TensorSpec]:
         """Return the tensors of a border's messages: all forward, those with a gradient backward."""
-        specs = self._borders[edge.source, edge.target].tensors
+        specs = self._borders[edge.source, edge.target, piece].tensors
         return specs if forward else [spec for spec in specs if spec.requires_grad]
 
     @property
@@ -154,7 +163,7 @@ class Exchange:
         if planned is None and message.forward and torch.is_grad_enabled():
             due = [part for part in layout if part.with_gradient]
             if due:
-                self._gradients_due[message.edge, message.microbatch] = due
+                self._gradients_due[message.edge, message.unit] = due
         self.advance()
         while len(self._sends) > MAX_PENDING_SENDS:
             self._finish_send(next(iter(self._sends)))
@@ -195,8 +204,8 @@ class Exchange:
                 work.wait()
             tensors = [self._transport.arrived(buffer) for buffer in receive.buffers]
         if not message.forward:
-            values = Message(
-                message.edge, message.microbatch, True, message.receiver, message.sender
+            values = replace(
+                message, forward=True, sender=message.receiver, receiver=message.sender
             )
             if values in self._sends:  # They have arrived, or there would be no gradient of them.
                 self._finish_send(values)
@@ -211,10 +220,11 @@ class Exchange:
 
     def _planned(self, message: Message, batch_size: int) -> Layout | None:
         """Return a message's layout if it follows from the plan."""
-        key = (message.edge, message.forward, batch_size)
+        key = (message.edge, message.forward, batch_size, message.slice)
         if key not in self._layouts:
-            border = self._borders[message.edge.source, message.edge.target]
-            specs = self.specs_of(message.edge, forward=message.forward)
+            edge, piece = message.edge, message.slice
+            border = self._borders[edge.source, edge.target, piece]
+            specs = self.specs_of(edge, forward=message.forward, piece=piece)
             layout = planned_layout(specs, batch_size, self._precision)
             self._layouts[key] = None if border.is_ragged else layout
         return self._layouts[key]
@@ -235,7 +245,7 @@ class Exchange:
         if receive.layout is not None:
             return True
         if receive.announcement is None:
-            key = (receive.message.edge, receive.message.microbatch)
+            key = (receive.message.edge, receive.message.unit)
             receive.layout = self._gradients_due.pop(key, None)
             return receive.layout is not None
         if not receive.announcement.done():

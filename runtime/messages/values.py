@@ -1,5 +1,6 @@
 """What a message holds: dense tensors and notes, and how they are compared with the plan."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,17 @@ def planned_layout(specs: list[TensorSpec], batch_size: int, precision: Precisio
         Part(spec.shape_at(batch_size), precision.dtype_of(spec.dtype), spec.requires_grad)
         for spec in specs
     ]
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a value with its tensors changed: one, or tuples (lists too become some) and dicts of them."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(map_tensors(item, change) for item in value)
+    return value
 
 
 def check_tensor(

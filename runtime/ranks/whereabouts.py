@@ -44,7 +44,7 @@ def place_of(plan: Plan, rank: int) -> str:
 
 def _words_of(instruction: Instruction) -> str:
     if isinstance(instruction, Action):
-        return f"{instruction} ({KIND_WORDS[instruction.kind]} of micro-batch {instruction.microbatch})"
+        return f"{instruction} ({KIND_WORDS[instruction.kind]} of {instruction.unit})"
     if isinstance(instruction, Send | Receive):
         what = "the send" if isinstance(instruction, Send) else "the receive"
         return f"{what} of the {instruction.message}"

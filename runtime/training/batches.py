@@ -11,6 +11,7 @@ from stagewright.document import InputError
 from stagewright.plan import ModelInput
 from stagewright.runtime.execution.randomness import seed_of, seeded
 from stagewright.runtime.execution.stage import Values
+from stagewright.runtime.messages.values import map_tensors
 
 
 class DataOrder:
@@ -96,14 +97,12 @@ class MicrobatchData:
 
     def _place(self, value: Any) -> Any:
         """Move tensors to the device, floating-point ones to the run's dtype."""
-        if isinstance(value, torch.Tensor):
-            dtype = self._dtype if value.is_floating_point() else value.dtype
-            return value.to(self._device, dtype)
-        if isinstance(value, dict):
-            return {key: self._place(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return tuple(self._place(item) for item in value)
-        return value
+
+        def place(tensor: torch.Tensor) -> torch.Tensor:
+            dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(self._device, dtype)
+
+        return map_tensors(value, place)
 
     @staticmethod
     def _select(data: Any, key: int | str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from stagewright.document import InputError
+from stagewright.runtime.messages.slicing import Slicing
 from stagewright.schedule import Schedule
 
 from .updating import class_name, make_optimizer, rate_at
@@ -49,6 +50,9 @@ class Settings:
     """Micro-batches per update, which is a step; None: the plan's."""
     rows: Schedule | None = None
     """Of a schedule of the user's own, with flush, instead of a named one."""
+    slicing: Slicing | None = None
+    """How to cut every micro-batch into slices; exact where positions do not see one another, or the stages
+    keep what later slices see (execution/earlier_slices.py)."""
     dtype: str | None = None
     """Of the parameters; None: the plan's."""
     precision: str | None = None

@@ -7,6 +7,7 @@ from torch import nn
 
 from stagewright.runtime.execution.recompute import RecomputingRunner
 from stagewright.runtime.execution.stage import StageRunner
+from stagewright.runtime.messages.slicing import Slicing
 from stagewright.runtime.messages.values import Precision
 from stagewright.runtime.storage.package import StagePackage, make_stage, share_tensors
 
@@ -18,8 +19,9 @@ def make_runners(
     dtype: torch.dtype,
     device: torch.device,
     precision: Precision,
+    slicing: Slicing | None,
 ) -> dict[int, StageRunner]:
-    """Return what runs each of a rank's stages, by stage; the arguments are those of `make_stage`.
+    """Return what runs each of a rank's stages, by stage; most arguments are those of `make_stage`.
 
     Stages of one rank that hold the same tensor share it.
     """
@@ -31,6 +33,7 @@ def make_runners(
             plan.borders,
             precision,
             device,
+            slicing,
         )
         for index, stage in enumerate(plan.stages)
         if any(replica.rank == rank for replica in stage.replicas)

@@ -131,10 +131,15 @@ def _counted_steps(session: Session) -> list[StepTimes]:
 def _own_measurements(session: Session, steps: list[StepTimes]) -> dict[str, Any]:
     """Return this rank's measurements of some steps, times in milliseconds."""
     actions: dict[str, list[float]] = defaultdict(list)
-    counted = [item for step in steps for item in step.actions]
-    device_ms = sum(item.device_s for item in counted) * 1e3
-    for item in counted:
-        actions[f"{item.action.stage}{item.action.kind}"].append((item.end_s - item.start_s) * 1e3)
+    """By stage and kind: of every micro-batch, all its slices together."""
+    device_ms = sum(item.device_s for step in steps for item in step.actions) * 1e3
+    for step in steps:
+        of_microbatch: dict[tuple[str, int], float] = defaultdict(float)
+        for item in step.actions:
+            name = f"{item.action.stage}{item.action.kind}"
+            of_microbatch[name, item.action.microbatch] += (item.end_s - item.start_s) * 1e3
+        for (name, _), spent_ms in of_microbatch.items():
+            actions[name].append(spent_ms)
     steps_ms = [step.step_s * 1e3 for step in steps]
     update_ms = [step.update_s * 1e3 for step in steps if step.update_s is not None]
     computing_ms = sum(map(sum, actions.values()))

@@ -28,7 +28,7 @@ MAX_RANKS = 5
 
 
 class RankPool:
-    """Runs a function of rank_jobs.py on several ranks at once."""
+    """Runs a function of rank_jobs.py, or of another file, on several ranks at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import traceback
 from multiprocessing.connection import Client
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +18,11 @@ from stagewright.runtime.ranks.world import World, make_groups
 
 
 def load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rank_jobs", path)
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["rank_jobs"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from stagewright.optimizer.codegen.package import generate
 from stagewright.runtime.execution.recompute import RecomputingRunner
-from stagewright.runtime.execution.stage import StageRunner
+from stagewright.runtime.execution.stage import StageRunner, UnitInputs
 from stagewright.runtime.messages.values import Precision
+from stagewright.schedule import Unit
 
 RankPool = Any
 MakePackage = Any
@@ -88,10 +89,11 @@ def test_a_unit_keeps_nothing_for_autograd_between_forward_and_backward() -> Non
     )
     for runner in runners:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            runner.forward(0, 1, {"x": torch.tensor(3.0)}, {}, lambda output: output)
+            given = UnitInputs(1, {"x": torch.tensor(3.0)}, {}, lambda output: output)
+            runner.forward(Unit(0), given)
             kept = list(saved)
             assert runner.units_held == 1
-            runner.backward(0, {})
+            runner.backward(Unit(0), {})
         assert bool(kept) == (type(runner) is StageRunner)
         assert runner.units_held == 0
         saved.clear()

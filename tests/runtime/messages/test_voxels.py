@@ -19,10 +19,11 @@ from stagewright.graph import LayerGraph
 from stagewright.models.minkowski.engine.installed import why_unusable
 from stagewright.optimizer.borders import borders_of, chain_of, stage_layers
 from stagewright.optimizer.codegen.package import generate
-from stagewright.runtime.execution.stage import StageRunner
+from stagewright.runtime.execution.stage import StageRunner, UnitInputs
 from stagewright.runtime.messages.codecs import Packer, Unpacker, pack_border
 from stagewright.runtime.messages.values import Payload, Precision, ValueMismatchError
 from stagewright.runtime.storage.package import build_original, load_package, make_stage
+from stagewright.schedule import Unit
 from stagewright.task import load_task
 from stagewright.value import VoxelsSpec, tensors_of
 
@@ -119,16 +120,15 @@ def run(whole: Whole, runners: list[StageRunner]) -> tuple[torch.Tensor, dict[st
             border.source: messages[border.source, runner.index] for border in runner.sources
         }
         last = runner is runners[-1]
-        for target, payload in runner.forward(
-            0, BATCH_SIZE, inputs, received, finish if last else None
-        ).items():
+        given = UnitInputs(BATCH_SIZE, inputs, received, finish if last else None)
+        for target, payload in runner.forward(Unit(0), given).items():
             messages[runner.index, target] = payload.detached()
     back: dict[tuple[int, int], list[torch.Tensor]] = {}
     for runner in reversed(runners):
         arrived = {
             b.target: back[runner.index, b.target] for b in runner.targets if b.carries_gradient
         }
-        for source, gradients in runner.backward(0, arrived).items():
+        for source, gradients in runner.backward(Unit(0), arrived).items():
             back[source, runner.index] = gradients
     gradients_by_name = {
         name: parameter.grad
