@@ -9,6 +9,7 @@ from stagewright.cluster import Slot
 from stagewright.plan import Plan, Proof, Replica, ReplicaPrediction, Stage
 
 from .borders import borders_of, inputs_of, layers_of_stages, stages_that_share_parameters
+from .costs.backward_parts import in_parts
 from .costs.evaluate import Score, score
 from .costs.tables import StageTables
 from .problem import Problem, StageChoice
@@ -100,11 +101,15 @@ def predict(plan: Plan, problem: Problem) -> Prediction:
     stages = tuple(
         stage.replace(
             replicas=tuple(
-                replica.replace(predicted=predicted)
+                replica.replace(
+                    predicted=in_parts(predicted, plan, problem, number, replica.device_type)
+                )
                 for replica, predicted in zip(stage.replicas, predictions, strict=True)
             ),
         )
-        for stage, predictions in zip(plan.stages, found.predictions, strict=True)
+        for number, (stage, predictions) in enumerate(
+            zip(plan.stages, found.predictions, strict=True)
+        )
     )
     plan = plan.replace(stages=stages)
     sharing = stages_that_share_parameters(problem.inputs.model, [s.layers for s in stages])

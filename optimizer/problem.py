@@ -10,7 +10,7 @@ import numpy as np
 
 from stagewright.cluster import Link, Slot
 from stagewright.document import InputError
-from stagewright.graph import LayerNode
+from stagewright.graph import LayerCost, LayerNode
 
 from .borders import chain_of, crossing_bytes, has_branches, opaque_groups
 from .branching.cuts import (
@@ -264,18 +264,27 @@ class Problem:
         Raises:
             InputError: it was measured, but not at this micro-batch size.
         """
+        cost = self.loss_cost(device_type)
+        return (0.0, 0.0) if cost is None else (cost.forward_ms, cost.backward_ms)
+
+    def loss_cost(self, device_type: str) -> LayerCost | None:
+        """Return what the task's loss costs; None if it has none, and in inference.
+
+        Raises:
+            InputError: it was measured, but not at this micro-batch size.
+        """
         graph = self.inputs.graphs[device_type]
         if self.is_inference:
-            return 0.0, 0.0
+            return None
         for cost in graph.loss:
             if cost.batch_size == self.microbatch_size:
-                return cost.forward_ms, cost.backward_ms
+                return cost
         if graph.loss:
             raise InputError(
                 f"{self.inputs.graph_paths[device_type]}: the loss was not measured at micro-batch "
                 f"{self.microbatch_size}; profile again with -b {self.microbatch_size}"
             )
-        return 0.0, 0.0
+        return None
 
     def loss_saved_bytes(self, device_type: str) -> int:
         """Return what autograd keeps for the loss."""

@@ -121,6 +121,8 @@ def _stage(result: Result, stage: int) -> dict[str, Any]:
                 "share": replica.share,
                 "predicted_forward_ms": predicted.forward_ms,
                 "predicted_backward_ms": predicted.backward_ms,
+                "predicted_backward_input_ms": predicted.backward_input_ms,
+                "predicted_backward_weight_ms": predicted.backward_weight_ms,
                 "predicted_reduce_ms": predicted.reduce_ms,
                 "predicted_update_ms": predicted.update_ms,
                 "predicted_peak_bytes": predicted.peak_bytes

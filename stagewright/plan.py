@@ -5,18 +5,19 @@ from pathlib import Path
 
 from stagewright.certificate import Certificate
 from stagewright.document import Format, Record, load_record, save_record
-from stagewright.schedule import Edge, Pipeline, Schedule, Worker
+from stagewright.schedule import Edge, Kind, Pipeline, Schedule, Worker
 from stagewright.scheduling import FORWARD_ONLY, TRAINING_SCHEDULES, make_schedule
 from stagewright.value import ValueSpec, tensors_of
 
 PLAN_FORMAT = Format(
     name="stagewright.plan",
-    version=5,
+    version=6,
     upgrades={
         1: dict,  # Version 2 adds stages[].recompute, false where it is left out.
         2: dict,  # Version 3 adds autocast, null where left out, and values that depend on the data.
         3: dict,  # Version 4 adds proof.every_cut and certificates[].cuts, which may be left out.
         4: dict,  # Version 5 adds recomputation and money to certificates, none where left out.
+        5: dict,  # Version 6 adds the two parts of predicted backwards, null where left out.
     },
 )
 
@@ -33,6 +34,23 @@ class ReplicaPrediction(Record):
     update_ms: float
     """The optimizer's update, once a step."""
     peak_bytes: int
+    backward_input_ms: float | None = None
+    """The part of the backward that other stages wait for (I), recomputation included; None: not measured."""
+    backward_weight_ms: float | None = None
+    """The rest, which makes gradients of parameters (W)."""
+
+    def action_ms(self, kind: Kind) -> float:
+        """Return the time of an action.
+
+        Parts that were not measured are half the backward each: a product of matrices needs as much for each
+        of its factors.
+        """
+        if kind == "F":
+            return self.forward_ms
+        part_ms = {"I": self.backward_input_ms, "W": self.backward_weight_ms}.get(
+            kind, self.backward_ms
+        )
+        return self.backward_ms / 2 if part_ms is None else part_ms
 
 
 class Replica(Record):

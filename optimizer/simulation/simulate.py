@@ -152,13 +152,8 @@ class _Play:
     def _play(self, action: Action) -> None:
         stage, microbatch = action.stage, action.microbatch
         rank = self.pipeline.routes[stage][microbatch]
-        predicted = self.replicas[stage, rank].predicted
+        duration_ms = self.replicas[stage, rank].predicted.action_ms(action.kind)
         incoming, outgoing = self._channels(action)
-        duration_ms = predicted.forward_ms if action.kind == "F" else predicted.backward_ms
-        if (
-            action.kind in "IW"
-        ):  # assumed: a product of matrices needs as much for each of its factors
-            duration_ms /= 2
         if self.overlap == "none":
             own = incoming if action.kind == "F" else outgoing
             duration_ms += sum([self._message_ms(channel, microbatch) for channel in own])

@@ -102,21 +102,21 @@ class SleepingStage:
             for border in self._plan.borders
             if border.source == self.index
         }
-        self._sleeper.sleep_until(start_s, self._predicted.forward_ms)
+        self._sleeper.sleep_until(start_s, self._predicted.action_ms("F"))
         return outputs
 
     def backward(
         self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
-        return self._gradients(self._predicted.backward_ms)
+        return self._gradients(self._predicted.action_ms("B"))
 
     def backward_of_inputs(
         self, unit: Unit, arrived: dict[int, list[torch.Tensor]]
     ) -> dict[int, list[torch.Tensor]]:
-        return self._gradients(self._predicted.backward_ms / 2)
+        return self._gradients(self._predicted.action_ms("I"))
 
     def backward_of_weights(self, unit: Unit) -> None:
-        self._sleeper.sleep_until(time.perf_counter(), self._predicted.backward_ms / 2)
+        self._sleeper.sleep_until(time.perf_counter(), self._predicted.action_ms("W"))
 
     def _gradients(self, duration_ms: float) -> dict[int, list[torch.Tensor]]:
         """Return what goes back after a duration."""

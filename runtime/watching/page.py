@@ -10,7 +10,7 @@ from stagewright.document import Record
 
 from .metrics import EpochMetrics
 from .pictures import loss_svg, memory_svg, timeline_svg
-from .report import BorderReport, ReplicaReport, RunReport
+from .report import BorderReport, ReplicaReport, RunReport, part_lines
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1240px; padding: 0 1em; }
@@ -47,6 +47,7 @@ def page_of(run: RunFile) -> str:
         *(f"<p>{line}</p>" for line in _summary(report)),
         "<h2>Stages</h2>",
         _stages_table(report.replicas),
+        *(f"<p>{line}</p>" for line in part_lines(report.replicas)),
         "<h2>Timeline (measured)</h2>",
     ]
     if report.timeline is None:

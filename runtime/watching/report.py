@@ -42,6 +42,13 @@ class ReplicaReport(Record):
     predicted_peak_bytes: int
     measured_peak_bytes: int | None
     """Of the rank's tensors in the steps, all its stages together; None: not measured (PeakMemory)."""
+    predicted_backward_input_ms: float | None = None
+    """Of the backward: what other stages wait for; None: not measured in the profile."""
+    measured_backward_input_ms: float | None = None
+    """None: it ran in one piece."""
+    predicted_backward_weight_ms: float | None = None
+    """Of the backward: what is for the stage's own parameters."""
+    measured_backward_weight_ms: float | None = None
 
 
 class BorderReport(Record):
@@ -183,6 +190,10 @@ def _replica_report(
         measured_contention=measured["contention"],
         predicted_peak_bytes=predicted.peak_bytes,
         measured_peak_bytes=measured["peak_bytes"],
+        predicted_backward_input_ms=predicted.backward_input_ms,
+        measured_backward_input_ms=measured["actions"].get(f"{index}I"),
+        predicted_backward_weight_ms=predicted.backward_weight_ms,
+        measured_backward_weight_ms=measured["actions"].get(f"{index}W"),
     )
 
 
@@ -246,6 +257,7 @@ def format_report(report: RunReport) -> str:
             f"{_pair(r.predicted_backward_ms, r.measured_backward_ms):>19}  "
             f"{_pair(r.predicted_update_ms, r.measured_update_ms):>13}  {idle:>5}  {contention:>10}"
         )
+    lines += part_lines(report.replicas)
     lines += _border_lines(report.borders)
     if report.measured_step_ms is not None:
         ratio = report.measured_step_ms / report.predicted_step_ms
@@ -258,8 +270,19 @@ def format_report(report: RunReport) -> str:
     return "\n".join(lines)
 
 
-def _pair(predicted: float, measured: float | None) -> str:
-    return f"{predicted:.2f} / " + ("-" if measured is None else f"{measured:.2f}")
+def part_lines(replicas: Sequence[ReplicaReport]) -> list[str]:
+    """Return, for backwards that ran in two parts (zero-bubble), what the parts took."""
+    return [
+        f"stage {r.stage}, rank {r.rank}: backward in two parts, of the inputs "
+        f"{_pair(r.predicted_backward_input_ms, r.measured_backward_input_ms)}, of the weights "
+        f"{_pair(r.predicted_backward_weight_ms, r.measured_backward_weight_ms)}"
+        for r in replicas
+        if r.measured_backward_input_ms is not None
+    ]
+
+
+def _pair(predicted: float | None, measured: float | None) -> str:
+    return " / ".join("-" if value is None else f"{value:.2f}" for value in (predicted, measured))
 
 
 def _border_lines(borders: Sequence[BorderReport]) -> list[str]:

@@ -26,6 +26,9 @@ def replica(stage: int, rank: int, device_type: str, slowdown: float | None) -> 
         measured_contention=1.1,
         predicted_peak_bytes=3 << 20,
         measured_peak_bytes=(4 << 20) if rank else None,
+        predicted_backward_input_ms=1.5,
+        measured_backward_input_ms=2.25 if rank else None,
+        measured_backward_weight_ms=2.25 if rank else None,
     )
 
 

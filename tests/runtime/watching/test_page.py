@@ -64,6 +64,7 @@ def test_the_page_says_what_is_measured_predicted_and_emulated() -> None:
         "emulated",
         "The predictions are for schedule 1f1b",
         "slowed down 2.5 times",
+        "stage 1, rank 1: backward in two parts, of the inputs 1.50 / 2.25, of the weights - / 2.25",
     ):
         assert wanted in text
     assert elements.tags.count("svg") == 3
