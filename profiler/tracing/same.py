@@ -10,24 +10,30 @@ from torch import fx, nn
 from stagewright.document import InputError
 
 from .observe import execute, tensors_in
+from .symbolic import place_of_node
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Results:
     output: list[torch.Tensor]
     gradients: dict[str, torch.Tensor | None]
-    """Of the parameters; None where the output does not depend on one. None at all in evaluation."""
+    """Of the parameters; None where the output does not depend on one. Empty in evaluation."""
     buffers: dict[str, torch.Tensor]
     """Afterwards."""
 
 
-def demand_same_results(model: nn.Module, graph: fx.Graph, inputs: Mapping[int | str, Any]) -> None:
+def demand_same_results(
+    model: nn.Module, graph: fx.Graph, inputs: Mapping[int | str, Any], other_method: str
+) -> None:
     """Check a graph against its model: output and buffers bit for bit, in training gradients to rounding.
 
     Both draw the same random numbers. Buffers are as before afterwards.
 
+    Args:
+        other_method: of tracing, for the message.
+
     Raises:
-        InputError: one of them differs.
+        InputError: one of them differs; the message has the line of the last layer whose gradients do.
     """
     arguments = [value for key, value in inputs.items() if isinstance(key, int)]
     keywords = {key: value for key, value in inputs.items() if isinstance(key, str)}
@@ -35,11 +41,12 @@ def demand_same_results(model: nn.Module, graph: fx.Graph, inputs: Mapping[int |
     found = _results(model, lambda: _value_of(model, graph, inputs))
     different = _difference(wanted, found)
     if different is not None:
+        others = _other_gradients(wanted, found) if different.startswith("gradient") else []
         raise InputError(
-            f"the model: its exported program gives another {different} than it does, so it keeps state "
-            "outside of parameters and buffers, changes gradients by hooks, or gives layers arguments that "
-            "are no tensors; use --trace fx, or put that part into an nn.Module whose class has "
-            "stagewright_layer = True"
+            f"{_place(model, graph, others)}: the traced graph gives another {different} than the model "
+            "does, which keeps state outside of parameters and buffers, changes gradients by hooks, or gives "
+            f"layers arguments that are no tensors; use --trace {other_method}, or put that part into an "
+            "nn.Module whose class has stagewright_layer = True"
         )
 
 
@@ -47,7 +54,7 @@ def _results(model: nn.Module, run: Callable[[], Any]) -> _Results:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
-        output = list(tensors_in(run()))
+        output = [t if t.layout is torch.strided else t.to_dense() for t in tensors_in(run())]
         gradients = _gradients(model, output) if model.training else {}
     after = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad():
@@ -57,14 +64,20 @@ def _results(model: nn.Module, run: Callable[[], Any]) -> _Results:
 
 
 def _gradients(model: nn.Module, output: list[torch.Tensor]) -> dict[str, torch.Tensor | None]:
-    """Return gradients for a random direction: a sum would have none behind a softmax."""
+    """Return gradients for a random direction: a sum would have none behind a softmax.
+
+    Empty if the model has no backward, which measuring refuses.
+    """
     torch.manual_seed(1)
     roots = [tensor for tensor in output if tensor.requires_grad]
     leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not roots or not leaves:
         return dict.fromkeys(leaves)
     directions = [torch.rand_like(root) for root in roots]
-    found = torch.autograd.grad(roots, list(leaves.values()), directions, allow_unused=True)
+    try:
+        found = torch.autograd.grad(roots, list(leaves.values()), directions, allow_unused=True)
+    except RuntimeError:
+        return {}
     return dict(zip(leaves, found, strict=True))
 
 
@@ -81,20 +94,43 @@ def _value_of(model: nn.Module, graph: fx.Graph, inputs: Mapping[int | str, Any]
 def _difference(wanted: _Results, found: _Results) -> str | None:
     """Return what differs, None if nothing does."""
     if len(wanted.output) != len(found.output) or not all(
-        map(_is_equal, wanted.output, found.output)
+        map(_is_same, wanted.output, found.output)
     ):
         return "output"
-    for name, gradient in wanted.gradients.items():
-        if not _is_close(gradient, found.gradients[name]):
-            return f"gradient of {name}"
+    for name in _other_gradients(wanted, found):
+        return f"gradient of {name}"
     for name, buffer in wanted.buffers.items():
-        if not _is_equal(buffer, found.buffers[name]):
+        if not _is_same(buffer, found.buffers[name]):
             return f"value to buffer {name}"
     return None
 
 
+def _other_gradients(wanted: _Results, found: _Results) -> list[str]:
+    """Return the names of the parameters whose gradients differ."""
+    mine, other = wanted.gradients, found.gradients
+    return [name for name in mine if not _is_close(mine[name], other.get(name))]
+
+
+def _place(model: nn.Module, graph: fx.Graph, names: list[str]) -> str:
+    """Return the line of the last call that holds one of some parameters."""
+    differing = {id(p) for name, p in model.named_parameters() if name in names}
+    for node in reversed(graph.nodes):
+        if node.op == "call_module":
+            held = {id(p) for p in model.get_submodule(str(node.target)).parameters()}
+        else:
+            held = {id(execute(model, node, {}))} if node.op == "get_attr" else set()
+        if held & differing:
+            return place_of_node(node)
+    return "the model"
+
+
 def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two results are equal; sums on a GPU may have another order each time."""
+    return _is_equal(a, b) or (a.is_cuda and a.is_floating_point() and _is_close(a, b))
 
 
 def _is_close(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

@@ -45,6 +45,7 @@ from .inputs import inputs_of
 from .modes import Call, by_mode, evaluation_calls
 from .observe import Observation, observe, tensors_in
 from .rebuild import constructor_of
+from .same import demand_same_results
 from .stored import Stored, stored_at, stored_in_module, tied_names
 from .symbolic import place_of_node, trace_calls
 from .voxels import link_maps, name_maps
@@ -117,7 +118,9 @@ def trace(
     rule = layer_rule(model, how.granularity)
     if how.method != "export":
         try:
-            return _traced(model, examples, sizes, lambda: trace_calls(model, examples[0], rule))
+            found = _traced(model, examples, sizes, lambda: trace_calls(model, examples[0], rule))
+            demand_same_results(model, found.calls, examples[0], other_method="export")
+            return found
         except InputError as error:
             if how.method == "fx":
                 raise
@@ -150,6 +153,7 @@ def _in_both_modes(
     model: nn.Module, trace_model: Callable[[], fx.Graph]
 ) -> tuple[fx.Graph, dict[fx.Node, Call]]:
     """Return a model's calls in training, and what each receives in evaluation."""
+    _demand_unhooked_parameters(model)
     training = trace_model()
     _demand_registered_tensors(model, training)
     modes = [(module, module.training) for module in model.modules()]
@@ -160,6 +164,15 @@ def _in_both_modes(
         for module, mode in modes:
             module.training = mode
     return training, evaluation_calls(training, evaluation)
+
+
+def _demand_unhooked_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise InputError(
+                f"the model: parameter {name} has a hook of its own, which a generated stage would not have; "
+                "remove it, and do with the gradients in forward or in the optimizer what it does"
+            )
 
 
 def _demand_registered_tensors(model: nn.Module, calls: fx.Graph) -> None:

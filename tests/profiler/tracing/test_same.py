@@ -12,7 +12,7 @@ from stagewright.profiler.tracing.trace import Tracing
 
 from .conftest import traced
 
-EXPORT = Tracing(method="export")
+FX, EXPORT = (Tracing(method=method) for method in ("fx", "export"))
 
 
 class TwoLayers(nn.Module):
@@ -95,6 +95,29 @@ class Mixed(TwoLayers):
         return result
 
 
+class HookedPart(TwoLayers):
+    """The hook of a part with layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.part.register_full_backward_hook(lambda module, made, came: (2 * made[0],))  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        result: Tensor = self.second(self.part(hidden))
+        return result
+
+
+class Counting(TwoLayers):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        result: Tensor = self.second(self.first(x) * self.calls)
+        return result
+
+
 class Frozen(TwoLayers):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -109,8 +132,30 @@ class Frozen(TwoLayers):
 def test_other_gradients_are_refused_though_the_output_is_the_same(
     build: Callable[[], nn.Module],
 ) -> None:
-    with pytest.raises(InputError, match=r"another gradient of \S+ than it does"):
+    with pytest.raises(InputError, match=r"another gradient of \S+ than the model"):
         traced(build(), 4, how=EXPORT)
+
+
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")
+def test_fx_names_the_last_layer_whose_gradients_differ() -> None:
+    line = HookedPart.forward.__code__.co_firstlineno + 1
+    with pytest.raises(
+        InputError, match=rf"{__file__}:{line}: .* another gradient of first.weight"
+    ):
+        traced(HookedPart(), 4, how=FX)
+
+
+def test_a_model_with_state_in_python_is_refused_by_fx() -> None:
+    with pytest.raises(InputError, match="the model: the traced graph gives another output"):
+        traced(Counting(), 4, how=FX)
+
+
+@pytest.mark.parametrize("how", [FX, EXPORT])
+def test_a_parameter_with_a_hook_is_refused(how: Tracing) -> None:
+    model = Frozen()
+    model.second.weight.register_hook(lambda gradient: gradient * 2)  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match=r"parameter second.weight has a hook"):
+        traced(model, 4, how=how)
 
 
 @pytest.mark.parametrize("method", ["auto", "fx", "export"])
