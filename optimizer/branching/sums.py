@@ -146,7 +146,7 @@ def _patterns(member: BoolArray) -> np.ndarray:
     """Return a number per row of (n + 1, k) marks, from 0, the same for the same marks."""
     if member.shape[1] == 1:
         return member[:, 0].astype(np.intp)
-    packed = np.packbits(member, axis=1)
+    packed = np.ascontiguousarray(np.packbits(member, axis=1))
     found = np.unique(packed.view([("", packed.dtype)] * packed.shape[1]), return_inverse=True)[1]
     return np.asarray(found).reshape(-1)
 

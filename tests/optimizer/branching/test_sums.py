@@ -63,3 +63,11 @@ def test_sums_are_those_of_the_layers_between_cuts(cuts: GraphCuts, data: st.Dat
 def test_a_value_made_nowhere_is_there_before_the_first_stage() -> None:
     sums = StageSums(_cuts(np.arange(3), np.arange(4), None))
     assert sums.any_of([Counted(2.0, (0, 2), NOWHERE)])[0].tolist() == [0, 2, 2, 2]
+
+
+def test_a_value_that_more_than_eight_layers_take_counts_once_for_each_stage() -> None:
+    inside = np.tril(np.ones((12, 11), dtype=bool), -1)
+    sums = StageSums(_cuts(np.arange(11), np.arange(12), inside))
+    received = sums.any_of([Counted(2.0, tuple(range(1, 11)), 0)])
+    assert received[1, 2:].tolist() == [2.0] * 10
+    assert received[0, 1:].tolist() == [0.0] * 11
