@@ -10,7 +10,7 @@ CHAOS_KILLS ?= 200
 EXACTNESS_CASES ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help env minkowski sparse-cuts demo test check bench bench-long cuts fuzz fuzz-schedules exactness chaos clean
+.PHONY: help env minkowski sparse-cuts demo test check bench bench-long bench-models cuts fuzz fuzz-schedules exactness chaos clean
 
 help:
 	@echo "make env    the environment in $(ENV), from pyproject.toml and constraints.txt"
@@ -20,6 +20,7 @@ help:
 	@echo "make test   check and the tests"
 	@echo "make check  lint, format and types"
 	@echo "make bench  the tables of docs/benchmarks.md; make bench-long: the rows that take minutes"
+	@echo "make bench-models  15 models at their real size through all four tools: about a minute each"
 	@echo "make fuzz   the property tests with $(FUZZ_EXAMPLES) examples each"
 	@echo "make fuzz-schedules  $(RANDOM_PLANS) random plans: none deadlocks, wrong orders are caught"
 	@echo "make chaos  $(CHAOS_KILLS) random faults in real trainings, all resumed; takes minutes"
@@ -58,13 +59,16 @@ check: $(STAMP)
 	$(BIN)/mypy stagewright tests
 
 bench: $(STAMP)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/models.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 cuts: $(STAMP)
 	STAGEWRIGHT_CUTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/optimizer/codegen/test_models.py
 
-bench-long: $(STAMP)
+bench-long: bench-models
 	$(BIN)/python benchmarks/metis_table.py --long
+
+bench-models: $(STAMP)
+	$(BIN)/python benchmarks/models.py
 
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py --kills $(CHAOS_KILLS)

@@ -88,5 +88,10 @@ def build() -> nn.Module:
     return ExpertGpt(width=128, num_blocks=4, num_heads=4, num_experts=8, num_chosen=2)
 
 
+def build_large() -> nn.Module:
+    """Return six blocks of GPT-2 small's width: 241 million parameters."""
+    return ExpertGpt(width=768, num_blocks=6, num_heads=12, num_experts=8, num_chosen=2)
+
+
 def build_small() -> nn.Module:
     return ExpertGpt(width=16, num_blocks=2, num_heads=2, num_experts=3, num_chosen=2)

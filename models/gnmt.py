@@ -95,6 +95,11 @@ def build() -> nn.Module:
     return Gnmt()
 
 
+def build_deep() -> nn.Module:
+    """Return one with eight layers on either side, as in the paper."""
+    return Gnmt(num_layers=8)
+
+
 def build_small() -> nn.Module:
     return Gnmt(width=16, num_layers=2)
 

@@ -1,12 +1,13 @@
 """Graph neural networks of the library torch_geometric: which community does each node belong to?
 
-A sample is one random graph of NUM_NODES nodes in two communities: edges join nodes of one community more
+A sample is one random graph in two communities: edges join nodes of one community more
 often. A micro-batch is one graph of all its samples, side by side. All graphs have as many edges, so that
 sizes follow from the number of samples.
 Source: Kipf and Welling, ICLR 2017 (GCN); Hamilton, Ying and Leskovec, NeurIPS 2017 (GraphSAGE).
 """
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,18 @@ from torch.utils.data import TensorDataset
 
 from stagewright.document import InputError
 
-NUM_NODES = 24
-NUM_EDGES = 96
-NUM_FEATURES = 6
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one graph."""
+
+    nodes: int
+    edges: int
+    features: int
+    """Of a node."""
+
+
+SMALL = Sizes(nodes=24, edges=96, features=6)
 INSIDE = 0.85
 """Share of the edges that stay inside a community."""
 NUM_GRAPHS = {"train": 256, "test": 64}
@@ -27,9 +37,15 @@ NUM_GRAPHS = {"train": 256, "test": 64}
 class GraphNet(nn.Module):
     """Features (batch, nodes, features) and edges (batch, 2, edges) -> scores (batch, nodes, 2)."""
 
-    def __init__(self, convolution: Any, width: int = 16, num_layers: int = 3) -> None:
+    def __init__(
+        self,
+        convolution: Any,
+        width: int = 16,
+        num_layers: int = 3,
+        num_features: int = SMALL.features,
+    ) -> None:
         super().__init__()
-        widths = [NUM_FEATURES] + [width] * num_layers
+        widths = [num_features] + [width] * num_layers
         self.layers = nn.ModuleList(
             convolution(widths[i], widths[i + 1]) for i in range(num_layers)
         )
@@ -70,15 +86,25 @@ def build_sage() -> nn.Module:
 
 def example_input(batch_size: int) -> tuple[Tensor, Tensor]:
     """Return features and edges of batch_size random graphs, the same for every call."""
-    features, edges, _ = _graphs(batch_size, seed=2)
+    return random_graphs(batch_size, SMALL)
+
+
+def random_graphs(batch_size: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Return features and edges of random graphs."""
+    features, edges, _ = _graphs(batch_size, seed=2, sizes=sizes)
     return features, edges
+
+
+def graphs_of(sizes: Sizes, count: int, seed: int) -> "Graphs":
+    """Return so many graphs with their communities."""
+    return Graphs(TensorDataset(*_graphs(count, seed, sizes)))
 
 
 def dataset(split: str) -> "Graphs":
     """Return the graphs of the split 'train' or 'test'."""
     if split not in NUM_GRAPHS:
         raise InputError(f"split is {split!r}, expected 'train' or 'test'")
-    return Graphs(TensorDataset(*_graphs(NUM_GRAPHS[split], seed=len(split))))
+    return graphs_of(SMALL, NUM_GRAPHS[split], seed=len(split))
 
 
 class Graphs(torch.utils.data.Dataset[tuple[tuple[Tensor, Tensor], Tensor]]):
@@ -105,15 +131,15 @@ def metric(output: Tensor, target: Tensor) -> float:
     return (output.argmax(dim=-1) == target).float().mean().item()
 
 
-def _graphs(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _graphs(count: int, seed: int, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
     """Return features (count, nodes, features), edges (count, 2, edges) and communities (count, nodes)."""
     generator = torch.Generator().manual_seed(seed)
-    half = NUM_NODES // 2
-    communities = (torch.arange(NUM_NODES) >= half).long().expand(count, -1)
+    half = sizes.nodes // 2
+    communities = (torch.arange(sizes.nodes) >= half).long().expand(count, -1)
     centres = torch.tensor([-0.5, 0.5])[communities].unsqueeze(-1)
-    features = centres + torch.randn(count, NUM_NODES, NUM_FEATURES, generator=generator)
-    sources = torch.randint(NUM_NODES, (count, NUM_EDGES), generator=generator)
-    stays = torch.rand(count, NUM_EDGES, generator=generator) < INSIDE
-    targets = torch.randint(half, (count, NUM_EDGES), generator=generator)
+    features = centres + torch.randn(count, sizes.nodes, sizes.features, generator=generator)
+    sources = torch.randint(2 * half, (count, sizes.edges), generator=generator)
+    stays = torch.rand(count, sizes.edges, generator=generator) < INSIDE
+    targets = torch.randint(half, (count, sizes.edges), generator=generator)
     side = torch.where(stays, sources // half, 1 - sources // half)
     return features, torch.stack([sources, targets + side * half], 1), communities

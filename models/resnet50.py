@@ -1,18 +1,16 @@
-"""ResNet50 for ImageNet, with torchvision's state-dict names; for benchmarks, so it brings no data."""
+"""ResNet50 for ImageNet, with torchvision's state-dict names; its data are enlarged digits."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stagewright.models.digits import mean_cross_entropy
+from stagewright.models.digits import accuracy, mean_cross_entropy
+from stagewright.models.pictures import full_pictures, random_full_pictures
 from stagewright.models.resnet import build_resnet50
 
+example_input = random_full_pictures
+dataset = full_pictures
 loss = mean_cross_entropy
+metric = accuracy
 
 
 def build() -> nn.Module:
     return build_resnet50()
-
-
-def example_input(batch_size: int) -> Tensor:
-    """Return (batch_size, 3, 224, 224) random images, the same for every call."""
-    return torch.rand(batch_size, 3, 224, 224, generator=torch.Generator().manual_seed(0))

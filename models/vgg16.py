@@ -1,4 +1,4 @@
-"""VGG16 for ImageNet, with torchvision's state-dict names; for benchmarks, so it brings no data.
+"""VGG16 for ImageNet, with torchvision's state-dict names; its data are enlarged digits.
 
 Source: Simonyan and Zisserman, "Very deep convolutional networks", ICLR 2015, configuration D.
 """
@@ -6,9 +6,13 @@ Source: Simonyan and Zisserman, "Very deep convolutional networks", ICLR 2015, c
 import torch
 from torch import Tensor, nn
 
-from stagewright.models.digits import mean_cross_entropy
+from stagewright.models.digits import accuracy, mean_cross_entropy
+from stagewright.models.pictures import full_pictures, random_full_pictures
 
+example_input = random_full_pictures
+dataset = full_pictures
 loss = mean_cross_entropy
+metric = accuracy
 WIDTHS: tuple[int | None, ...] = (
     64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None,
 )  # fmt: skip
@@ -43,8 +47,3 @@ class Vgg16(nn.Module):
 
 def build() -> nn.Module:
     return Vgg16()
-
-
-def example_input(batch_size: int) -> Tensor:
-    """Return (batch_size, 3, 224, 224) random images, the same for every call."""
-    return torch.rand(batch_size, 3, 224, 224, generator=torch.Generator().manual_seed(0))

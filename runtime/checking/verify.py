@@ -17,17 +17,18 @@ import torch.distributed as dist
 from stagewright.document import Record
 from stagewright.plan import Plan
 from stagewright.runtime.execution.executor import Batches
-from stagewright.runtime.execution.randomness import LayerSeeds, seed_of, seeded
+from stagewright.runtime.execution.randomness import seed_of, seeded
 from stagewright.runtime.execution.stage import Values
 from stagewright.runtime.ranks.faults import waiting_for
 from stagewright.runtime.ranks.world import World
 from stagewright.runtime.session import Session
-from stagewright.runtime.storage.package import StagePackage, build_original
+from stagewright.runtime.storage.package import StagePackage
 from stagewright.runtime.storage.weights import save_tensors
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
 from stagewright.runtime.training.settings import Settings
-from stagewright.schedule import Unit
 from stagewright.task import Task
+
+from .one_process import OneProcess
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-3, "bfloat16": 2**-6, "float16": 2**-9}
 """By the dtype that forwards compute in: largest relative difference that rounding explains.
@@ -133,68 +134,25 @@ def verify(
         return None
     losses = {microbatch: loss for found, _ in everyone for microbatch, loss in found.items()}
     gradients = {name: gradient for _, found in everyone for name, gradient in found.items()}
-    model, expected_losses = run_one_process(session, data)
-    expected = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    device, dtype = world.device, session.dtype
+    one = OneProcess(session.plan, task, settings.seed, device, dtype)
+    expected_losses = one.backward(0, data, session.autocast)
+    expected = {n: p.grad for n, p in one.model.named_parameters() if p.requires_grad}
     if save is not None:
-        _save(save, model, expected_losses)
-    dtype = session.precision.run_autocast or session.precision.run
+        _save(save, one.model, expected_losses)
+    compared = session.precision.run_autocast or session.precision.run
     found_loss, loss = (sum(each[m] for m in sorted(each)) for each in (losses, expected_losses))
     apart = {name: _difference(gradients.get(name), expected[name]) for name in sorted(expected)}
     worst = max(apart, key=lambda name: apart[name])
     return Verification(
-        dtype=dtype,
+        dtype=compared,
         loss=loss,
         loss_difference=abs(found_loss - loss) / max(abs(loss), 1e-300),
         worst_gradient=worst,
         worst_difference=apart[worst],
         num_gradients=len(expected),
-        tolerance=TOLERANCES[dtype],
+        tolerance=TOLERANCES[compared],
     )
-
-
-def run_one_process(session: Session, data: Batches) -> tuple[torch.nn.Module, dict[int, float]]:
-    """Run a step of the original model in this process; return it with its gradients, and the losses."""
-    plan, task, seed = session.plan, session.task, session.settings.seed
-    with seeded(seed):
-        model = build_original(task, plan.factory).to(session.world.device, session.dtype)
-    seeds = LayerSeeds(seed)
-    _seed_random_layers(model, seeds)
-    loss_of = task.function("loss")
-    total = sum(data.size_of(m) for m in range(plan.num_microbatches))
-    losses = {}
-    for microbatch in range(plan.num_microbatches):
-        seeds.begin(0, Unit(microbatch))
-        values = data.inputs_of(microbatch, [value.layer for value in plan.inputs])
-        by_key = {value.key: values[value.layer] for value in plan.inputs}
-        positional = [by_key[key] for key in sorted(k for k in by_key if isinstance(k, int))]
-        keywords = {key: value for key, value in by_key.items() if isinstance(key, str)}
-        with session.autocast():
-            output = model(*positional, **keywords)
-            loss = loss_of(output, data.target_of(microbatch)) * (data.size_of(microbatch) / total)
-        loss.backward()
-        losses[microbatch] = loss.item()
-    return model, losses
-
-
-def _seed_random_layers(model: torch.nn.Module, seeds: LayerSeeds) -> None:
-    """Seed before every call of a module without children, by its path and the number of the call."""
-    calls: dict[str, int] = {}
-
-    def before(path: str) -> Any:
-        def hook(module: torch.nn.Module, _: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
-            number = calls[path]
-            seeds(path if number == 1 else f"{path}@{number}")
-
-        return hook
-
-    def start(module: torch.nn.Module, _: Any) -> None:
-        calls.clear()
-
-    model.register_forward_pre_hook(start)
-    for path, module in model.named_modules():
-        if not list(module.children()):
-            module.register_forward_pre_hook(before(path))
 
 
 def _data(session: Session) -> Batches:
