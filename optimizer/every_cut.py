@@ -8,7 +8,7 @@ from stagewright.plan import EveryCut
 
 from .problem import MS_PER_HOUR, Problem
 from .solvers.fluid import METHOD, every_cut_bound
-from .solvers.solution import Solution
+from .solvers.solution import NoneFoundError, Solution
 
 FIRST_PART = 0.6
 """Of the time, for the search over cuts spread evenly; the rest is for those close to its plan's."""
@@ -35,7 +35,10 @@ def solve_thinned(problem: Problem, time_limit_s: float | None, solve: Solve) ->
         if left_s is not None and left_s < 0:
             break
         closer = replace(problem, around=stage_of_layers(where, best))
-        found = solve(closer, left_s)
+        try:
+            found = solve(closer, left_s)
+        except NoneFoundError:
+            break
         if found is None or found.value_ms >= best.value_ms:
             break
         gain = 1 - found.value_ms / best.value_ms

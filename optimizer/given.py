@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 from stagewright.document import InputError
 
+from .assemble import draft, predict
+from .costs.tables import StageTables
+from .flushless import refuse_shared_parameters
 from .problem import Problem, StageChoice
+from .solvers.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -135,3 +139,22 @@ class GivenStages:
             f"{problem.inputs.cluster_path}: has too few {what} for --replicas "
             f"{','.join(map(str, self.replicas))}; use fewer replicas or a larger cluster"
         )
+
+
+def scored_stages(problem: Problem, given: GivenStages) -> Solution | None:
+    """Return the user's stages scored; None if they do not fit into memory."""
+    choices = given.choices(problem)
+    tables = StageTables(problem)
+    plan = draft(tables, choices)
+    refuse_shared_parameters(plan, problem.inputs.model)
+    prediction = predict(plan, problem)
+    if prediction.score.overflows:
+        return None
+    return Solution(
+        solver="given by the user",
+        stages=choices,
+        value_ms=prediction.score.value_ms,
+        bound_ms=0.0,
+        space="the one plan that the user gave",
+        evaluated=1,
+    )

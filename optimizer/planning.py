@@ -19,14 +19,14 @@ from .borders import chain_of
 from .constraints import NO_CONSTRAINTS, Constraints
 from .costs.cost import Objective, Overlap, state_copies
 from .costs.tables import StageTables
-from .every_cut import every_cut_of, solve_thinned
-from .flushless import check_flushless, constraints_of, refuse_shared_parameters
-from .given import GivenStages
+from .every_cut import Found, every_cut_of, solve_thinned
+from .flushless import check_flushless, constraints_of
+from .given import GivenStages, scored_stages
 from .infeasible import explain
 from .load import Inputs, check_size
 from .problem import Problem
 from .solvers import brute_force, choose, hierarchical, interleaved, local_search
-from .solvers.solution import Solution
+from .solvers.solution import NoneFoundError, Solution
 
 RankBy = Literal["formula", "simulation"]
 
@@ -184,19 +184,19 @@ def _solve_all(
         InputError: none has a solution.
     """
     found: list[tuple[Solution, Problem]] = []
+    unknown: NoneFoundError | None = None
     for index, problem in enumerate(problems):
         limit_s = request.time_limit_s
         if limit_s is not None:
             limit_s = (limit_s - (time.perf_counter() - started)) / (len(problems) - index)
-        if problem.cuts.is_thin and request.given is None and request.schedule != INTERLEAVED:
-            better = solve_thinned(problem, limit_s, SOLVERS[request.solver])
-            found += [] if better is None else [better]
+        try:
+            better = _solve(problem, request, limit_s)
+        except NoneFoundError as error:
+            unknown = unknown or error
             continue
-        solution = _solve(problem, request, limit_s)
-        if solution is not None:
-            found.append((solution, problem))
+        found += [] if better is None else [better]
     if not found:
-        raise _why_nothing_fits(problems[0], request)
+        raise unknown or _why_nothing_fits(problems[0], request)
     return found
 
 
@@ -339,29 +339,20 @@ def _kept_cuts(inputs: Inputs, request: Request) -> tuple[str, ...]:
     return () if fixed is None else fixed.edges_in(chain_of(inputs.model))
 
 
-def _solve(problem: Problem, request: Request, limit_s: float | None) -> Solution | None:
-    """Return a solver's solution, or the user's stages scored; None if it does not fit into memory."""
-    if request.schedule == INTERLEAVED:
-        if request.given is not None:
-            return interleaved.given(problem, request.given, request.stages_per_rank)
-        return interleaved.solve(problem, request.stages_per_rank, limit_s)
-    if request.given is None:
-        return SOLVERS[request.solver](problem, limit_s)
-    choices = request.given.choices(problem)
-    tables = StageTables(problem)
-    plan = draft(tables, choices)
-    refuse_shared_parameters(plan, problem.inputs.model)
-    prediction = predict(plan, problem)
-    if prediction.score.overflows:
-        return None
-    return Solution(
-        solver="given by the user",
-        stages=choices,
-        value_ms=prediction.score.value_ms,
-        bound_ms=0.0,
-        space="the one plan that the user gave",
-        evaluated=1,
-    )
+def _solve(problem: Problem, request: Request, limit_s: float | None) -> Found:
+    """Return a solver's solution, or the user's stages scored, with its problem; None if nothing fits."""
+    if request.given is None and request.schedule != INTERLEAVED:
+        solve = SOLVERS[request.solver]
+        if problem.cuts.is_thin:
+            return solve_thinned(problem, limit_s, solve)
+        solution = solve(problem, limit_s)
+    elif request.given is None:
+        solution = interleaved.solve(problem, request.stages_per_rank, limit_s)
+    elif request.schedule == INTERLEAVED:
+        solution = interleaved.given(problem, request.given, request.stages_per_rank)
+    else:
+        solution = scored_stages(problem, request.given)
+    return None if solution is None else (solution, problem)
 
 
 def _why_nothing_fits(problem: Problem, request: Request) -> InputError:

@@ -32,6 +32,8 @@ from .load import Inputs
 
 SPEEDS = (1.0, 0.55, 0.3, 0.18)
 MEMORY_GIB = (80, 40, 32, 16)
+PRICES = (4.0, 2.5, 1.5, 0.8)
+"""Per hour, of nobody's list: the faster, the dearer for what it does."""
 INSIDE = Link(bandwidth_bytes_per_s=25e9, latency_ms=0.005)
 BETWEEN = Link(bandwidth_bytes_per_s=12.5e9, latency_ms=0.02)
 OUTPUT_WIDTH = 2_000_000
@@ -54,6 +56,11 @@ class Synthetic:
     @property
     def types(self) -> tuple[str, ...]:
         return ("a", "b", "c", "d")[: self.num_types]
+
+    @property
+    def price_per_hour(self) -> float:
+        """Of all devices."""
+        return sum(PRICES[: self.num_types]) * (self.num_devices // self.num_types)
 
 
 def make_inputs(synthetic: Synthetic, folder: Path = Path(".")) -> Inputs:
@@ -106,8 +113,8 @@ def _cluster(synthetic: Synthetic, each: int) -> Cluster:
         servers = [Server(name="all", devices=devices)]
     return Cluster(
         device_types={
-            name: DeviceType(memory_bytes=gib * 2**30, profile=f"{name}.json")
-            for name, gib in zip(synthetic.types, MEMORY_GIB, strict=False)
+            name: DeviceType(memory_bytes=gib * 2**30, profile=f"{name}.json", price_per_hour=price)
+            for name, gib, price in zip(synthetic.types, MEMORY_GIB, PRICES, strict=False)
         },
         servers=tuple(servers),
         links=Links(inside_server=INSIDE, between_servers=BETWEEN if len(servers) > 1 else None),

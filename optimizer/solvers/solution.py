@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 
 from stagewright.certificate import Certificate
+from stagewright.document import InputError
 from stagewright.optimizer.problem import Problem, StageChoice
+
+
+class NoneFoundError(InputError):
+    """A search ended without a plan, and without a proof that there is none."""
+
+    def __init__(self, problem: Problem, time_limit_s: float | None) -> None:
+        within = "" if time_limit_s is None else f" within {time_limit_s:.3g} s"
+        super().__init__(
+            f"{problem.inputs.cluster_path}: no plan was found{within} at micro-batch "
+            f"{problem.microbatch_size}, but it is not proven that none fits: memory or a constraint is "
+            "tight; raise --time-limit, use smaller micro-batches, or relax a constraint"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

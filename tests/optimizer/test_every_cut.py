@@ -51,7 +51,7 @@ def planned(
 ) -> Result:
     monkeypatch.setattr(Inputs, "sources", lambda *_: ())
     constraints = Constraints(straight=straight)
-    request = Request(batch_size=8, solver=solver, time_limit_s=10.0, constraints=constraints)
+    request = Request(batch_size=8, solver=solver, time_limit_s=100.0, constraints=constraints)
     return optimize(inputs, request, Path("plan.json"))
 
 

@@ -68,6 +68,11 @@ class MoneySearch:
             heapq.heapify(self.open)
 
     @property
+    def is_exhausted(self) -> bool:
+        """Whether every interval was searched to its end."""
+        return not self.open and not self.left
+
+    @property
     def bound(self) -> float:
         """No plan costs less (price per hour x ms)."""
         least = min([*self.left, *(entry[0] for entry in self.open)], default=self.value)

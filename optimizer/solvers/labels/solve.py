@@ -15,11 +15,11 @@ from stagewright.optimizer.costs.choices import value_of
 from stagewright.optimizer.costs.cost import IntArray
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.problem import Problem, StageChoice
-from stagewright.optimizer.solvers.solution import Solution, space_of
+from stagewright.optimizer.solvers.solution import NoneFoundError, Solution, space_of
 
 from .certify import certificate_of
 from .chain import Chain, chain_costs, hourly_prices
-from .found import Evaluate, Found
+from .found import Found
 from .money import MoneySearch
 from .placement import placements
 from .step_time import StepTimeSearch
@@ -27,10 +27,11 @@ from .throughput import ThroughputSearch
 
 
 def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
-    """Return the best plan found, proven optimal unless time was up; None if no plan fits into memory.
+    """Return the best plan found, proven optimal unless time was up; None if it is proven that none fits.
 
     Raises:
         InputError: something that the cost depends on was not measured.
+        NoneFoundError: time was up before a plan was found.
     """
     deadline = math.inf if time_limit_s is None else time.perf_counter() + time_limit_s
     tables = StageTables(problem)
@@ -42,12 +43,17 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
         fitting = [(value_ms, choices) for value_ms, choices in scored if value_ms is not None]
         return min(fitting, key=lambda scored: scored[0], default=None)
 
-    if problem.objective == "cost":
-        return cheapest(problem, bounds, plans, evaluate, deadline)
     found = Found(evaluate, deadline)
+    if problem.objective == "cost":
+        money = cheapest(problem, bounds, plans, found)
+        if money is not None or found.is_infeasible:
+            return money
+        raise NoneFoundError(problem, time_limit_s)
     search(bounds, plans, found)
     if not found.stages:
-        return None
+        if found.is_infeasible:
+            return None
+        raise NoneFoundError(problem, time_limit_s)
     return Solution(
         solver="exact (labels)",
         stages=found.stages,
@@ -60,18 +66,17 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
     )
 
 
-def cheapest(
-    problem: Problem, bounds: Chain, plans: Chain, evaluate: Evaluate, deadline: float
-) -> Solution | None:
-    """Return the cheapest plan found; None if none fits and keeps the constraints."""
+def cheapest(problem: Problem, bounds: Chain, plans: Chain, found: Found) -> Solution | None:
+    """Return the cheapest plan found; None if there is none, and `found` says whether that is proven."""
     hourly = hourly_prices(problem, bounds.types)
-    money = MoneySearch(problem, (bounds, plans), hourly, evaluate)
+    money = MoneySearch(problem, (bounds, plans), hourly, found.evaluate)
     try:
-        money.run(deadline)
+        money.run(found.deadline)
     except KeyboardInterrupt:
         if not money.stages:
             raise
     if not money.stages:
+        found.is_infeasible = money.is_exhausted
         return None
     price = money.value / money.time_ms if money.time_ms else 0.0
     return Solution(

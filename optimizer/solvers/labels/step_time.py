@@ -90,6 +90,7 @@ class StepTimeSearch:
         finally:
             found.bound_ms, found.leaves = relaxed.bound_ms, relaxed.leaves
             found.closed_by_labels = relaxed.closed_by_labels
+            found.is_infeasible = relaxed.is_infeasible
             found.thresholds += relaxed.thresholds
 
     def _prove(self) -> None:
@@ -124,7 +125,18 @@ class StepTimeSearch:
         return proven
 
     def _first_plans(self) -> None:
-        """Offer plans found with a beam, from the least thresholds that have one to high ones."""
+        """Offer plans found with a beam, from the least thresholds that have one to high ones.
+
+        If there are none, with wider beams, and at last without one.
+        """
+        for beam in (FIRST_BEAM, *WIDE_BEAMS, 0):
+            if self.found.stages or (self.found.is_late and beam != FIRST_BEAM):
+                return
+            self._first_plans_of(beam)
+            if self.found.is_infeasible:
+                return
+
+    def _first_plans_of(self, beam: int) -> None:
         costs = self.plans.costs
         whole = costs.compute_ms[: self.plans.num_types, -1, 0]
         speed = sum(count / ms for count, ms in zip(costs.counts, whole, strict=True) if ms > 0)
@@ -132,12 +144,12 @@ class StepTimeSearch:
         for factor in GRID:
             if self.found.stages and factor > 3 and least_ms * factor > self.found.value_ms:
                 return
-            if self.found.stages and self.found.is_late:
+            if self.found.is_late and (self.found.stages or beam != FIRST_BEAM):
                 return
-            answer, _ = self._try(least_ms * factor, math.inf)
+            answer, _ = self._try(least_ms * factor, math.inf, beam)
         # The last threshold limits nothing but memory, money and what the user fixed.
         found, is_complete = self.found, answer.plan is None and answer.is_complete
-        found.is_infeasible = not found.stages and is_complete and self.plans.is_exact
+        found.is_infeasible |= not found.stages and is_complete and self.plans.is_exact
 
     def _bound(self, threshold_ms: float, low_ms: float) -> Bound:
         """Return prices for the plans within a threshold; enough if they rule out loads above low_ms."""

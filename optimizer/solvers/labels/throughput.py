@@ -50,6 +50,7 @@ class ThroughputSearch:
         found = self.found
         high_ms = self._bracket()
         if math.isinf(high_ms):
+            found.is_infeasible = True
             return
         self._raise_bound(high_ms, rounds=150)
         self._look_at_memory()
@@ -58,6 +59,7 @@ class ThroughputSearch:
         if not found.is_infeasible:
             self._first_plan()
             self._close()
+        found.is_infeasible = not found.stages and self.low_ms > self.most_ms
 
     def _climb(self) -> None:
         """Exclude thresholds from the bound on: close above it few labels are left, and none is cut off."""

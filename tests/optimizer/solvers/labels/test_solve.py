@@ -16,9 +16,11 @@ from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem, StageChoice
 from stagewright.optimizer.solvers.brute_force import every_plan as every_choice
+from stagewright.optimizer.solvers.labels import step_time
 from stagewright.optimizer.solvers.labels.chain import Chain
 from stagewright.optimizer.solvers.labels.found import Found
 from stagewright.optimizer.solvers.labels.solve import search, solve
+from stagewright.optimizer.solvers.solution import NoneFoundError
 
 RandomChain = Callable[[int], Chain]
 BestValue = Callable[[Chain], float]
@@ -52,7 +54,8 @@ def test_no_plan_of_a_random_chain_is_better_than_the_one_proven(
         chain = random_chain(seed)
         best = best_value(chain)
         found = found_for(chain, plan_value)
-        if math.isinf(best):
+        assert found.is_infeasible == math.isinf(best), seed
+        if found.is_infeasible:
             assert not found.stages, seed
             continue
         assert found.value_ms == pytest.approx(best, rel=1e-8), seed
@@ -113,6 +116,34 @@ def test_a_search_without_time_returns_a_plan_and_a_bound_below_it(
         best = best_value(chain)
         if found.stages:
             assert found.bound_ms <= best * (1 + 1e-9) <= found.value_ms * (1 + 2e-9)
+
+
+def test_a_beam_that_finds_nothing_is_widened_while_there_is_time(
+    random_chain: RandomChain,
+    best_value: BestValue,
+    plan_value: PlanValue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step_time, "FIRST_BEAM", 1)
+    monkeypatch.setattr(step_time, "LEAST_BEAM", 1)
+    for seed in (71, 100, 192):
+        chain = random_chain(seed)
+        at_once = found_for(chain, plan_value, seconds=-1.0)
+        assert not at_once.stages and not at_once.is_infeasible
+        assert found_for(chain, plan_value).value_ms == pytest.approx(best_value(chain), rel=1e-8)
+
+
+def test_a_search_that_ends_without_a_plan_or_a_proof_says_so(
+    random_inputs: RandomInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_small = Problem(
+        inputs=random_inputs(1, 4, CLUSTERS[0], 100), microbatch_size=2, num_microbatches=3
+    )
+    assert solve(too_small, 1.0) is None
+    monkeypatch.setattr(step_time.StepTimeSearch, "run", lambda _: None)
+    with pytest.raises(NoneFoundError, match=r"within 1 s.* not proven") as raised:
+        solve(too_small, 1.0)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_search_does_not_depend_on_anything_but_its_input(
