@@ -19,7 +19,7 @@ from stagewright.document import InputError
 
 from .execution.executor import Batches
 from .execution.stage import Values
-from .messages.values import map_tensors
+from .messages.values import map_tensors, tensors_in
 from .ranks.faults import waiting_for
 from .ranks.roll_call import naming_the_missing
 from .ranks.world import check_world_size, choose_device, join_world, ranks_started
@@ -88,7 +88,7 @@ class TensorBatch(Batches):
         self._inputs = inputs
         self._targets = targets
         self._size = session.plan.microbatch_size
-        sizes = {len(tensor) for tensor in _tensors_in((inputs, targets))}
+        sizes = {len(tensor) for tensor in tensors_in((inputs, targets))}
         if len(sizes) != 1:
             raise InputError(
                 f"the batch has tensors of {sorted(sizes)} samples, expected one number in dimension 0"
@@ -132,12 +132,3 @@ class TensorBatch(Batches):
             return tensor[first : first + self._size].to(self._session.world.device, dtype)
 
         return map_tensors(value, part)
-
-
-def _tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    items = list(value.values()) if isinstance(value, dict) else value
-    if isinstance(items, tuple | list):
-        return [tensor for item in items for tensor in _tensors_in(item)]
-    return []

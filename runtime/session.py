@@ -22,8 +22,9 @@ from stagewright.schedule import Schedule, Unit
 from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
 
-from .execution.executor import Batches, Executor, Finish, rank_program
+from .execution.executor import Batches, Executor, Finish
 from .execution.randomness import LayerSeeds, seeded
+from .execution.rank_program import rank_program
 from .execution.replicas import Reduction
 from .execution.versions import VersionedRunner
 from .messages.exchange import Exchange

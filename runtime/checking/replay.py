@@ -21,8 +21,9 @@ from stagewright.document import Record
 from stagewright.flushless import FLUSHLESS, without_flush
 from stagewright.plan import Border, Plan, ReplicaPrediction
 from stagewright.program import Send
-from stagewright.runtime.execution.executor import Batches, Executor, RankProgram, rank_program
+from stagewright.runtime.execution.executor import Batches, Executor
 from stagewright.runtime.execution.randomness import LayerSeeds
+from stagewright.runtime.execution.rank_program import RankProgram, rank_program
 from stagewright.runtime.execution.stage import UnitInputs, Values
 from stagewright.runtime.messages.exchange import Exchange
 from stagewright.runtime.messages.values import Payload, Precision, planned_layout

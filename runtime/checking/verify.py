@@ -19,6 +19,7 @@ from stagewright.plan import Plan
 from stagewright.runtime.execution.executor import Batches
 from stagewright.runtime.execution.randomness import seed_of, seeded
 from stagewright.runtime.execution.stage import Values
+from stagewright.runtime.messages.values import tensors_in
 from stagewright.runtime.ranks.faults import waiting_for
 from stagewright.runtime.ranks.world import World
 from stagewright.runtime.session import Session
@@ -94,7 +95,7 @@ class ExampleData(Batches):
 
 def projection(output: Any, target: Any) -> torch.Tensor:
     """Return a fixed random combination of all that a model returns; the stand-in for a loss."""
-    tensors = [t for t in _tensors_in(output) if t.is_floating_point()]
+    tensors = [t for t in tensors_in(output) if t.is_floating_point()]
     total = torch.zeros((), dtype=tensors[0].dtype, device=tensors[0].device)
     for place, tensor in enumerate(tensors):
         generator = torch.Generator().manual_seed(seed_of(place, "projection"))
@@ -193,13 +194,3 @@ def _save(path: Path, model: torch.nn.Module, losses: dict[int, float]) -> None:
             tensors[f"gradient:{name}"] = parameter.grad
     tensors["losses"] = torch.tensor([losses[m] for m in sorted(losses)], dtype=torch.float64)
     save_tensors(path, tensors, {})
-
-
-def _tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors_in(item)]
-    return []

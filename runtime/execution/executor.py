@@ -11,26 +11,16 @@ import torch
 from torch.profiler import record_function
 
 from stagewright.flushless import Update
-from stagewright.program import (
-    Instruction,
-    Message,
-    Receive,
-    Send,
-    compile_programs,
-    messages_from,
-    messages_to,
-)
+from stagewright.program import Instruction, Message, Receive, Send
 from stagewright.runtime.messages.exchange import Exchange
 from stagewright.runtime.messages.slicing import Slicing
 from stagewright.runtime.messages.values import Payload
 from stagewright.runtime.ranks.whereabouts import Whereabouts
-from stagewright.schedule import Action, Pipeline, Schedule, Unit
+from stagewright.schedule import Action, Unit
 
 from .randomness import LayerSeeds
+from .rank_program import RankProgram
 from .stage import UnitInputs, Values
-
-ACTIONS_AHEAD = 2
-"""How many computations before the one that needs it a receive is posted at least."""
 
 
 class Batches(Protocol):
@@ -45,8 +35,10 @@ class Batches(Protocol):
     def target_of(self, microbatch: int) -> Any:
         """Return the targets of a micro-batch."""
 
-    def prepare(self, microbatch: int, layers: Sequence[str], *, with_target: bool) -> None:
-        """Load what `inputs_of` and `target_of` will be asked for, if that takes time."""
+    def prepare(
+        self, microbatches: Sequence[int], layers: Sequence[str], *, with_target: bool
+    ) -> None:
+        """Load what `inputs_of` and `target_of` will be asked for first, maybe also what comes after it."""
         return
 
 
@@ -87,25 +79,6 @@ class Measurement:
     end_s: float
     device_s: float
     """What the device itself spent, times the emulated slowdown: without waits for a shared processor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Around:
-    """What one action takes and gives, found once for a program and not in every step."""
-
-    arriving: tuple[Message, ...]
-    leaving: tuple[Message, ...]
-    next_forward: Action | None
-    """If it waits for another rank: the forward, this or the next, whose data is loaded before."""
-
-
-@dataclass(frozen=True)
-class RankProgram:
-    """What one rank executes."""
-
-    instructions: tuple[Instruction, ...]
-    around: Mapping[Action, Around]
-    last_stage: int
 
 
 class Executor:
@@ -188,9 +161,14 @@ class Executor:
                 assert update is not None
                 update(instruction.window)
             else:
-                context = around.get(instruction, nullcontext)
-                with self._named(instruction), context():
+                wanted = around.get(instruction) if around else None
+                if wanted is None and not self.names_actions:
                     start_s, device_s = self._compute(program, instruction, batches, step, finish)
+                else:
+                    with self._named(instruction), (wanted or nullcontext)():
+                        start_s, device_s = self._compute(
+                            program, instruction, batches, step, finish
+                        )
                 end_s = time.perf_counter()
                 measurements.append(Measurement(instruction, start_s, end_s, device_s))
         whereabouts.instruction = None
@@ -211,9 +189,14 @@ class Executor:
         """Run one action; return when its computation started and what the device spent."""
         stage, unit = self.stages[action.stage], action.unit
         around = program.around[action]
-        if around.next_forward is not None:
-            self._prepare(batches, around.next_forward, program.last_stage)
-        arrived = {message.edge: self._take(message) for message in around.arriving}
+        if around.coming is not None:
+            names = self.stages[around.coming.stage].input_names
+            with_target = around.coming.stage == program.last_stage
+            batches.prepare(around.coming.microbatches, names, with_target=with_target)
+        arrived = {
+            message.edge: self._take(message, around.confirmed.get(message, ()))
+            for message in around.arriving
+        }
         if action.kind == "F":
             received = {edge.source: payload for edge, payload in arrived.items()}
             inputs = self._piece_of(batches.inputs_of(unit.microbatch, stage.input_names), unit)
@@ -246,11 +229,6 @@ class Executor:
                 self._outgoing[message] = payload
         return start_s, device_s
 
-    def _prepare(self, batches: Batches, forward: Action, last_stage: int) -> None:
-        """Load the data of a forward that is to come."""
-        names = self.stages[forward.stage].input_names
-        batches.prepare(forward.microbatch, names, with_target=forward.stage == last_stage)
-
     def _piece_of(self, value: Any, unit: Unit) -> Any:
         """Return what a unit gets of a micro-batch's data."""
         if unit.slice is None:
@@ -258,11 +236,11 @@ class Executor:
         assert self._slicing is not None
         return self._slicing.cut(value, unit.slice)
 
-    def _take(self, message: Message) -> Payload:
+    def _take(self, message: Message, confirmed: Sequence[Message]) -> Payload:
         """Return a message from another rank or from another stage of this one."""
         if message.sender == message.receiver:
             return self._local.pop(message)
-        return self._exchange.receive(message)
+        return self._exchange.receive(message, confirmed)
 
     def emulate(self, start_s: float, cpu_s: float) -> float:
         """Wait for the device, then sleep as much longer as the emulated device would have computed.
@@ -281,62 +259,3 @@ class Executor:
         if self._slowdown > 1:
             time.sleep(spent_s * (self._slowdown - 1))
         return spent_s * self._slowdown
-
-
-def rank_program(
-    pipeline: Pipeline, schedule: Schedule, rank: int, *, forward_only: bool = False
-) -> RankProgram:
-    """Return what a rank executes: its program of a schedule, receives posted early.
-
-    Raises:
-        InputError: the rows contradict one another (`stagewright.program.check`).
-    """
-    program = compile_programs(pipeline, schedule, forward_only=forward_only)[rank]
-    around: dict[Action, Around] = {}
-    next_forward: Action | None = None
-    for action in reversed([item for item in program if isinstance(item, Action)]):
-        next_forward = action if action.kind == "F" else next_forward
-        arriving = tuple(messages_to(pipeline, action))
-        waits = any(message.sender != rank for message in arriving)
-        leaving = tuple(messages_from(pipeline, action))
-        around[action] = Around(arriving, leaving, next_forward if waits else None)
-    instructions = tuple(_receives_early(program, around))
-    return RankProgram(instructions, around, len(pipeline.stages) - 1)
-
-
-def _receives_early(
-    program: Sequence[Instruction], around: Mapping[Action, Around]
-) -> list[Instruction]:
-    """Return a program whose receives stand at least ACTIONS_AHEAD computations before their use.
-
-    To be ready for a message blocks nothing, so this cannot deadlock; but a message that finds its receiver
-    ready travels while both ends compute. What a computation made is sent first: others wait for it. The
-    order of each channel's receives stays.
-    """
-    computations = [item for item in program if not isinstance(item, Send | Receive)]
-    needed_at = {
-        message: place
-        for place, item in enumerate(computations)
-        if isinstance(item, Action)
-        for message in around[item].arriving
-    }
-    steps: list[list[Instruction]] = [[]]
-    """A computation and what is sent after it; nothing in the first."""
-    receives: list[tuple[int, Receive]] = []
-    """With the step after which each may stand at the latest."""
-    for item in program:
-        if isinstance(item, Receive):
-            latest = min(needed_at[item.message] - ACTIONS_AHEAD, len(steps) - 1)
-            receives.append((max(0, latest), item))
-            continue
-        if not isinstance(item, Send):
-            steps.append([])
-        steps[-1].append(item)
-    next_of: dict[tuple[int, bool], int] = {}
-    """By channel: after which step the next receive stands."""
-    ready: list[list[Instruction]] = [[] for _ in steps]
-    for latest, item in reversed(receives):
-        channel = (item.message.sender, item.message.forward)
-        next_of[channel] = min(latest, next_of.get(channel, latest))
-        ready[next_of[channel]].insert(0, item)
-    return [item for pair in zip(steps, ready, strict=True) for part in pair for item in part]

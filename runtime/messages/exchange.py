@@ -185,8 +185,13 @@ class Exchange:
             while waiting and self._is_known(waiting[0]):
                 self._hand_over(waiting.popleft())
 
-    def receive(self, message: Message) -> Payload:
+    def receive(self, message: Message, confirmed: Iterable[Message] = ()) -> Payload:
         """Wait for a posted message and return it.
+
+        Args:
+            message: which.
+            confirmed: messages to its sender that it had used before, so they have arrived: their memory is
+                let go without a wait, which takes long where there is nothing to wait for.
 
         Raises:
             PeerLostError: the sender is gone or did not send in time.
@@ -203,12 +208,8 @@ class Exchange:
             for work in receive.works:
                 work.wait()
             tensors = [self._transport.arrived(buffer) for buffer in receive.buffers]
-        if not message.forward:
-            values = replace(
-                message, forward=True, sender=message.receiver, receiver=message.sender
-            )
-            if values in self._sends:  # They have arrived, or there would be no gradient of them.
-                self._finish_send(values)
+        for sent in confirmed:
+            self._sends.pop(sent, None)
         return Payload(tensors, [p.with_gradient for p in receive.layout], receive.notes or [])
 
     def drain(self) -> None:

@@ -102,6 +102,16 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     return value
 
 
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of a value: of nested tuples, lists and dicts, in their order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(items, tuple | list):
+        return [tensor for item in items for tensor in tensors_in(item)]
+    return []
+
+
 def check_tensor(
     tensor: torch.Tensor, spec: TensorSpec, batch_size: int, precision: Precision
 ) -> None:

@@ -15,13 +15,8 @@ from stagewright.document import InputError
 from stagewright.flushless import unit_versions, without_flush
 from stagewright.plan import Plan
 from stagewright.program import Instruction
-from stagewright.runtime.execution.executor import (
-    Batches,
-    Executor,
-    Finish,
-    RankProgram,
-    rank_program,
-)
+from stagewright.runtime.execution.executor import Batches, Executor, Finish
+from stagewright.runtime.execution.rank_program import RankProgram, rank_program
 from stagewright.runtime.execution.replicas import Reduction
 from stagewright.runtime.execution.stage import Values
 from stagewright.runtime.execution.versions import VersionedRunner
@@ -59,8 +54,12 @@ class BatchesOfSteps:
         data, own = self._find(microbatch)
         return data.target_of(own)
 
-    def prepare(self, microbatch: int, layers: Sequence[str], *, with_target: bool) -> None:
-        data, own = self._find(microbatch)
+    def prepare(
+        self, microbatches: Sequence[int], layers: Sequence[str], *, with_target: bool
+    ) -> None:
+        data, _ = self._find(microbatches[0])
+        step = microbatches[0] // self._per_step
+        own = [m % self._per_step for m in microbatches if m // self._per_step == step]
         data.prepare(own, layers, with_target=with_target)
 
     def _find(self, microbatch: int) -> tuple[Batches, int]:

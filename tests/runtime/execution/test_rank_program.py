@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from stagewright.program import Instruction, Message, Receive, Send, compile_programs
-from stagewright.runtime.execution.executor import ACTIONS_AHEAD, rank_program
+from stagewright.runtime.execution.rank_program import ACTIONS_AHEAD, rank_program
 from stagewright.schedule import Action, Edge, Pipeline, Worker
 from stagewright.scheduling import SCHEDULES, make_schedule
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stagewright.runtime.execution.executor import ACTIONS_AHEAD
+from stagewright.runtime.execution.rank_program import ACTIONS_AHEAD
 
 RankPool = Any
 MakePackage = Any
