@@ -3,7 +3,8 @@
 Run with: .venv/bin/python benchmarks/against_torch.py [--stages-per-rank 2]
 Two stages, or four that are dealt to the ranks in turn. All run the same generated stage modules of a
 transformer (8 blocks, width 128) on the same micro-batches, forward and backward without update, step by step
-in turn; medians over steps, of the slower rank.
+in turn; medians over rounds, of the slower rank. In every round both ranks also compute their actions without
+any message at the same time: what the step would take if messages and waits cost nothing.
 """
 
 import argparse
@@ -28,16 +29,24 @@ from torch.distributed.pipelining import (
 )
 
 from stagewright.allocation import keep_freed_memory
+from stagewright.program import Message
+from stagewright.runtime.execution.executor import Executor
+from stagewright.runtime.execution.randomness import LayerSeeds
+from stagewright.runtime.execution.rank_program import rank_program
+from stagewright.runtime.messages.values import Payload, planned_layout
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
 from stagewright.runtime.training.settings import Settings
-from stagewright.schedule import Action
+from stagewright.schedule import Action, Edge
+from stagewright.value import tensors_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/gpt.py:build_deep"
 MICROBATCH_SIZE, NUM_MICROBATCHES = 2, 8
 NUM_RANKS, NUM_BLOCKS = 2, 8
+WARM_UP = 4
+"""Rounds that are not counted."""
 OURS = {1: ("1f1b", "gpipe", "zero-bubble"), 2: ("interleaved", "zero-bubble", "1f1b")}
 """By stages per rank."""
 RIVALS = {
@@ -61,7 +70,7 @@ latency_ms = 0.3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100, help="rounds in which all have a step")
     parser.add_argument("--stages-per-rank", type=int, choices=list(RIVALS), default=1)
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -118,66 +127,113 @@ def run_rank(folder: Path, num_steps: int, stages_per_rank: int) -> None:
     order = DataOrder(len(dataset), MICROBATCH_SIZE, NUM_MICROBATCHES, 0)
     rivals: dict[str, Callable[[int], None]] = {}
     for name, own in sessions.items():
-        rivals[f"ours, {name}"] = lambda step, own=own: run_ours(own, dataset, order, step)
+        rivals[f"ours, {name}"] = lambda step, own=own: own.compute_gradients(
+            data_of(own, dataset, order, step), step
+        )
     loss = session.task.function("loss")
     for schedule in RIVALS[stages_per_rank]:
         name = f"torch, {schedule.__name__}"
         rivals[name] = theirs(session.modules, rank, schedule, dataset, order, loss)
-    times = {name: [] for name in rivals}
-    for step in range(num_steps + 3):
-        for name, run_step in rivals.items():
+    alone = Alone(session, loss)
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    bubbles_ms = []
+    for step in range(num_steps + WARM_UP):
+        place = step % order.steps_per_epoch
+        # In turn forward and backward, so that none always follows the same one.
+        for name, run_step in list(rivals.items())[:: 1 if step % 2 else -1]:
             dist.barrier()
             started_s = time.perf_counter()
-            run_step(step % order.steps_per_epoch)
+            run_step(place)
             spent = torch.tensor([time.perf_counter() - started_s])
             dist.all_reduce(spent, op=dist.ReduceOp.MAX)
-            if step >= 3:
-                times[name].append(spent.item() * 1e3)
+            times[name].append(spent.item() * 1e3)
             for module in session.modules:
                 module.zero_grad(set_to_none=True)
-    bubble_ms = compute_only_ms(session)
+        bubbles_ms.append(alone.step_ms(data_of(session, dataset, order, place), place))
+    times = {name: own[WARM_UP:] for name, own in times.items()}
     if rank == 0:
-        print_table(times)
-        name, own_ms = next(iter(times.items()))
-        ratio = statistics.median(own_ms) / bubble_ms
-        print(f"{name}: {ratio:.3f} of computing alone with its bubble ({bubble_ms:.2f} ms, from")
-        print("what the device spent in the median of each stage's actions, messages free)")
+        print_table(times, bubbles_ms[WARM_UP:])
     dist.destroy_process_group()
 
 
-def compute_only_ms(session: Session) -> float:
-    """Return how long the session's schedule takes if messages take nothing; every rank calls this."""
-    spent: dict[tuple[int, str], list[float]] = {}
-    for step in session.measured:
-        for item in step.actions:
-            spent.setdefault((item.action.stage, item.action.kind), []).append(item.device_s)
-    own = {key: statistics.median(values) * 1e3 for key, values in spent.items()}
-    everyone: list[dict[tuple[int, str], float]] = [{}] * NUM_RANKS
-    dist.all_gather_object(everyone, own)
-    times = {key: value for each in everyone for key, value in each.items()}
-    done: dict[Action, float] = {}
-    pipeline = session.plan.pipeline(NUM_MICROBATCHES)
-    rows = {rank: deque(row) for rank, row in session.rows.rows.items()}
-    free = dict.fromkeys(rows, 0.0)
-    while any(rows.values()):
-        for rank, row in rows.items():
-            while row:
-                needed = [n if isinstance(n, tuple) else (n,) for n in pipeline.needs(row[0])]
-                if not all(any(action in done for action in either) for either in needed):
-                    break
-                action = row.popleft()
-                ready = (done[a] for either in needed for a in either if a in done)
-                free[rank] = max(free[rank], *ready, 0.0) + times[action.stage, action.kind]
-                done[action] = free[rank]
-    return max(free.values())
+class NoMessages:
+    """In place of an Exchange: what a rank receives is there, and what it sends goes nowhere."""
+
+    def __init__(self, session: Session) -> None:
+        self.traffic = session.executor.traffic
+        self._payloads: dict[tuple[Edge, bool], Payload] = {}
+        for border in session.plan.borders:
+            specs = [spec for value in border.values for spec in tensors_of(value.spec)]
+            edge = Edge(border.source, border.target, border.carries_gradient)
+            for forward in (True, False):
+                sent = [s for s in specs if forward or s.requires_grad]
+                layout = planned_layout(sent, MICROBATCH_SIZE, session.precision)
+                tensors = [torch.randn(p.shape).to(p.dtype) for p in layout]
+                self._payloads[edge, forward] = Payload(tensors, [p.with_gradient for p in layout])
+
+    def post(self, *_: object) -> None:
+        pass
+
+    send = post
+
+    def receive(self, message: Message, *_: object) -> Payload:
+        return self._payloads[message.edge, message.forward].detached()
+
+    def drain(self) -> None:
+        pass
 
 
-def run_ours(session: Session, dataset: object, order: DataOrder, step: int) -> None:
+class Alone:
+    """The same schedule without messages: every rank computes its row from beginning to end at the same time.
+
+    So the ranks share memory bandwidth and caches as they do in a step. The bubble is put in afterwards: the
+    measured times are played as the schedule orders them, messages taking no time.
+    """
+
+    def __init__(self, session: Session, loss: Callable[..., torch.Tensor]) -> None:
+        self._session = session
+        self._loss = loss
+        seeds, device = LayerSeeds(0, NUM_MICROBATCHES), torch.device("cpu")
+        self._executor = Executor(session.executor.stages, NoMessages(session), seeds, device)  # type: ignore[arg-type]
+        self._pipeline = session.plan.pipeline(NUM_MICROBATCHES)
+        self._program = rank_program(self._pipeline, session.rows, session.world.rank)
+
+    def step_ms(self, data: MicrobatchData, step: int) -> float:
+        """Return how long a step takes if messages take nothing; every rank calls this."""
+
+        def finish(output: torch.Tensor, *, target: torch.Tensor, unit: object) -> torch.Tensor:
+            return self._loss(output, target) / NUM_MICROBATCHES
+
+        dist.barrier()
+        measured = self._executor.run(self._program, data, step, finish)
+        for module in self._session.modules:
+            module.zero_grad(set_to_none=True)
+        own = {item.action: (item.end_s - item.start_s) * 1e3 for item in measured}
+        everyone: list[dict[Action, float]] = [{}] * NUM_RANKS
+        dist.all_gather_object(everyone, own)
+        times = {action: spent for each in everyone for action, spent in each.items()}
+        done: dict[Action, float] = {}
+        rows = {rank: deque(row) for rank, row in self._session.rows.rows.items()}
+        free = dict.fromkeys(rows, 0.0)
+        while any(rows.values()):
+            for rank, row in rows.items():
+                while row:
+                    needs = self._pipeline.needs(row[0])
+                    needed = [need if isinstance(need, tuple) else (need,) for need in needs]
+                    if not all(any(action in done for action in either) for either in needed):
+                        break
+                    action = row.popleft()
+                    ready = (done[a] for either in needed for a in either if a in done)
+                    free[rank] = max(free[rank], *ready, 0.0) + times[action]
+                    done[action] = free[rank]
+        return max(free.values())
+
+
+def data_of(session: Session, dataset: object, order: DataOrder, step: int) -> MicrobatchData:
     microbatches = [order.indices(0, step, m) for m in range(NUM_MICROBATCHES)]
-    data = MicrobatchData(
+    return MicrobatchData(
         dataset, microbatches, session.plan.inputs, session.dtype, session.world.device, (0, step)
     )  # type: ignore[arg-type]
-    session.compute_gradients(data, step)
 
 
 class Untupled(torch.nn.Module):
@@ -222,18 +278,22 @@ def theirs(
     return run_step
 
 
-def print_table(times: dict[str, list[float]]) -> None:
-    bases = [name for name in times if name.startswith("torch")]
+def print_table(times: dict[str, list[float]], bubbles_ms: list[float]) -> None:
+    def paired(own: list[float], other: list[float]) -> str:
+        return f"{statistics.median(a / b for a, b in zip(own, other, strict=True)):.3f}"
+
+    bases = {name: own for name, own in times.items() if name.startswith("torch")}
+    bases["computing alone with its bubble"] = bubbles_ms
     heads = " | ".join(f"paired ratio to {name}" for name in bases)
     print(f"| rival | median ms/step (measured) | {heads} |")
     print("|---|--:" + "|--:" * len(bases) + "|")
-    for name, own in times.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(own, times[base], strict=True))
-            for base in bases
-        ]
-        row = " | ".join(f"{ratio:.3f}" for ratio in ratios)
+    for name, own in (times | {"computing alone with its bubble": bubbles_ms}).items():
+        row = " | ".join(paired(own, base) for base in bases.values())
         print(f"| {name} | {statistics.median(own):.2f} | {row} |")
+    print(
+        "computing alone: the actions of the first row's schedule, measured on both ranks at the same"
+    )
+    print("time in the same rounds, without messages; played in their order")
 
 
 if __name__ == "__main__":

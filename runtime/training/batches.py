@@ -13,7 +13,6 @@ from stagewright.runtime.execution.randomness import seed_of, seeded
 from stagewright.runtime.execution.stage import Values
 from stagewright.runtime.messages.values import map_tensors, tensors_in
 
-
 TOGETHER_BYTES = 2**18
 """Further micro-batches are loaded together with one up to so many bytes: of small samples, most of the
 time goes into code that is not in the processor's caches."""

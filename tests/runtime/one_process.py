@@ -21,8 +21,13 @@ def one_process(
     dtype: torch.dtype,
     num_steps: int = 1,
     optimizer_of: Callable[[Any], torch.optim.Optimizer] = sgd_with_momentum,
+    *,
+    backwards: bool = False,
 ) -> tuple[list[float], torch.nn.Module]:
-    """Train the original model in a plain loop; the last step stops before the update."""
+    """Train the original model in a plain loop; the last step stops before the update.
+
+    backwards: sum the gradients of a step from its last micro-batch to its first.
+    """
     task = load_task(task_name)
     torch.manual_seed(0)
     model = task.build().to(dtype)
@@ -35,7 +40,7 @@ def one_process(
             optimizer.step()
             optimizer.zero_grad()
         total = 0.0
-        for microbatch in range(num_microbatches):
+        for microbatch in range(num_microbatches)[:: -1 if backwards else 1]:
             items = [dataset[index] for index in order.indices(0, step, microbatch)]
             x, y = (torch.stack([torch.as_tensor(item[i]) for item in items]) for i in range(2))
             loss = loss_of(model(x.to(dtype) if x.is_floating_point() else x), y) / num_microbatches

@@ -20,6 +20,8 @@ from .one_process import one_process, relative_difference, replica_mixes, total_
 
 RankPool = Any
 MakePackage = Any
+Weights = dict[str, Any]
+"""Arrays in float64 by name."""
 
 NUM_CASES = int(os.environ.get("STAGEWRIGHT_EXACTNESS", "4"))
 MOST_RANKS = 6
@@ -141,11 +143,11 @@ def test_weights_after_three_adamw_steps_equal_one_process(
     dtype: str,
     most: float,
 ) -> None:
-    """By the norm of all weights together.
+    """By the norm of all weights together; in float32 never by more than one process does from itself.
 
     AdamW divides a gradient by its own size. Where the gradient is nothing but rounding (a key's bias, a
-    weight behind a dead unit), the update is of the size of the learning rate whatever it is, so in float32
-    single weights differ by more.
+    weight behind a dead unit), the update is of the size of the learning rate whatever it is. So the same
+    process that only sums its micro-batches in another order differs from itself, too.
     """
     package = make_package(
         case.task,
@@ -159,17 +161,33 @@ def test_weights_after_three_adamw_steps_equal_one_process(
         "steps", package.num_ranks, num_steps=3, settings=settings, **package.arguments
     )
     count, size = case.num_microbatches, package.microbatch_size
-    _, model = one_process(package.task, size, count, getattr(torch, dtype), 4, adamw)
-    squares = differences = 0.0
-    for name, parameter in model.named_parameters():
-        own = parameter.detach().double().numpy()
+    run = (package.task, size, count)
+    expected = weights(one_process(*run, getattr(torch, dtype), 4, adamw)[1])
+    found: Weights = {}
+    for name, own in expected.items():
         copies = [state[name].astype(np.float64) for _, state in results if name in state]
         assert copies, name
-        furthest = max(copies, key=lambda copy: float(np.abs(copy - own).max()))
-        squares += float((own**2).sum())
-        differences += float(((furthest - own) ** 2).sum())
-        largest = float(np.abs(furthest - own).max())
-        record(worst, f"single weight after AdamW in {dtype}, absolute", largest)
-    relative = math.sqrt(differences / squares)
-    record(worst, f"weights after AdamW in {dtype}, norm of the difference, relative", relative)
+        found[name] = max(copies, key=lambda copy: float(np.abs(copy - own).max()))
+    relative = record_change(worst, f"AdamW in {dtype}", found, expected)
+    if dtype == "float32":
+        backwards = weights(one_process(*run, torch.float32, 4, adamw, backwards=True)[1])
+        itself = record_change(worst, "one process, summing backwards", backwards, expected)
+        rounding = weights(one_process(*run, torch.float64, 4, adamw)[1])
+        record_change(worst, "one process, in float64", rounding, expected)
+        most = max(most, itself)
     assert relative <= most
+
+
+def weights(model: torch.nn.Module) -> Weights:
+    return {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+
+
+def record_change(worst: dict[str, float], what: str, found: Weights, expected: Weights) -> float:
+    """Record by how much weights differ; return the norm of the difference over the norm."""
+    pairs = [(found[name] - own, own) for name, own in expected.items()]
+    single = max(float(np.abs(difference).max()) for difference, _ in pairs)
+    squares = [(float((d**2).sum()), float((own**2).sum())) for d, own in pairs]
+    relative = math.sqrt(sum(d for d, _ in squares) / sum(own for _, own in squares))
+    record(worst, f"weights after AdamW: {what}: single, absolute", single)
+    record(worst, f"weights after AdamW: {what}: norm of the difference, relative", relative)
+    return relative

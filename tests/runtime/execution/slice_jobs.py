@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.plan import Border, NamedValue
-from stagewright.runtime.execution.executor import Batches, Executor, rank_program
+from stagewright.runtime.execution.executor import Batches, Executor
 from stagewright.runtime.execution.randomness import LayerSeeds
+from stagewright.runtime.execution.rank_program import rank_program
 from stagewright.runtime.execution.recompute import RecomputingRunner
 from stagewright.runtime.execution.replicas import Reduction
 from stagewright.runtime.execution.stage import StageRunner
