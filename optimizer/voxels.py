@@ -14,7 +14,6 @@ from stagewright.value import (
     SequenceSpec,
     ValueSpec,
     VoxelsSpec,
-    parts_of,
     references_of,
 )
 
@@ -61,11 +60,6 @@ def taken_by(layer: LayerNode) -> Iterable[str]:
     for key, argument in layer.keyword_arguments.items():
         if not (is_sparse and key == COORDINATES):
             yield from references_of(argument)
-
-
-def maps_of(spec: ValueSpec) -> set[Map]:
-    """Return the coordinate maps of a value's sparse tensors."""
-    return {(p.manager, p.map) for p in parts_of(spec) if isinstance(p, VoxelsSpec)}
 
 
 def _without_known_maps(spec: ValueSpec, known: set[Map]) -> ValueSpec:

@@ -8,7 +8,7 @@ added, and summed up once. Of other cuts, the stages in which nothing of a set i
 which the same members of the set are: a product of two tables of marks per set.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,6 +56,29 @@ class StageSums:
         if self.cuts.is_chain:
             return self._any_in_chain(counted)
         return self._any_in_family(counted)
+
+    def any_taken(self, amount: float, makers: Mapping[int, Sequence[int]]) -> FloatArray:
+        """Return an amount where some layer between the cuts takes something of the makers before them.
+
+        Args:
+            makers: by the layer that takes it.
+        """
+        if not self.cuts.is_chain:
+            member, product = self._member, _Product(self.size + 1)
+            users = np.array(list(makers))
+            made = [member[:, list(own)].any(axis=1) for own in makers.values()]
+            takes = np.stack(made, axis=1) & ~member[:, users]
+            pattern = _patterns(takes)
+            for number in range(pattern.max() + 1):
+                rows = pattern == number
+                takers = users[takes[rows.argmax()]]
+                product.add(amount, rows, np.asarray(member[:, takers].any(axis=1)))
+            return product.table
+        first, entry = np.full(self.size + 1, self.size + 1), self.cuts.entry
+        for user, own in makers.items():
+            rows = slice(min(entry[maker] for maker in own), entry[user])
+            first[rows] = np.minimum(first[rows], entry[user])
+        return np.asarray(amount * (np.arange(self.size + 1)[None, :] >= first[:, None]))
 
     def sent(self, values: Iterable[Counted]) -> FloatArray:
         """Return the amounts of values made between the cuts and used behind them."""

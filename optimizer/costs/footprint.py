@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from stagewright.flushless import FLUSHLESS, versions_needed
 from stagewright.graph import LayerGraph, LayerNode, StoredTensor, unique_parameters
+from stagewright.optimizer.borders import spec_of
 from stagewright.optimizer.problem import Problem
 from stagewright.plan import Border, Plan, Replica, ReplicaPrediction
 from stagewright.scheduling import FORWARD_ONLY, INTERLEAVED, units_allowed
-from stagewright.value import TensorSpec, tensors_of
+from stagewright.value import TensorSpec, ValueSpec, VoxelsSpec, tensors_of
 
 from .cost import FORWARD_UNITS, memory_bytes, message_bytes, unit_bytes
 
@@ -191,7 +192,9 @@ def _exchanged_bytes(
 ) -> _Exchanged:
     size, model = plan.microbatch_size, problem.inputs.model
     incoming = [border for border in plan.borders if border.target == stage]
-    outgoing = _sent_once([border for border in plan.borders if border.source == stage])
+    outgoing = _sent_once(
+        [border for border in plan.borders if border.source == stage], model, size
+    )
     used = {name for layer in layers for name in layer.inputs}
     if stage == len(plan.stages) - 1:
         used |= set(model.outputs)
@@ -207,10 +210,24 @@ def _exchanged_bytes(
     )
 
 
-def _sent_once(borders: Sequence[Border]) -> list[TensorSpec]:
-    """Return the tensors that a stage sends, each once even if several stages receive it."""
-    values = {value.layer: value.spec for border in borders for value in border.values}
-    return [tensor for spec in values.values() for tensor in tensors_of(spec)]
+def _sent_once(borders: Sequence[Border], model: LayerGraph, size: int) -> list[TensorSpec]:
+    """Return the tensors that a stage sends, each once even if several stages receive it.
+
+    Coordinates count with each sparse tensor of which some part is sent.
+    """
+    specs: dict[str, list[ValueSpec]] = {}
+    for border in borders:
+        for value in border.values:
+            specs.setdefault(value.layer, []).append(value.spec)
+    found: list[TensorSpec] = []
+    for name, sent in specs.items():
+        whole = spec_of(model.by_name[name], size)
+        if isinstance(whole, VoxelsSpec) and not any(
+            isinstance(spec, VoxelsSpec) and spec.features for spec in sent
+        ):
+            whole = whole.replace(features=None)
+        found += tensors_of(whole)
+    return found
 
 
 def _buffer_bytes(layers: Sequence[LayerNode]) -> int:

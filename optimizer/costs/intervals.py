@@ -3,7 +3,7 @@
 Every solver reads stage costs from them; entries of cuts that are not nested mean nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ from stagewright.graph import AttributeOperation, LayerGraph, LayerNode, unique_
 from stagewright.optimizer.borders import spec_of
 from stagewright.optimizer.branching.peaks import beyond_kept
 from stagewright.optimizer.branching.sums import Counted
-from stagewright.optimizer.voxels import maps_of, taken_by
-from stagewright.value import VoxelsSpec, tensors_of
+from stagewright.optimizer.voxels import Map, taken_by
+from stagewright.value import VoxelsSpec, parts_of, tensors_of
 
 from .cost import FloatArray, update_ms
 
@@ -64,22 +64,28 @@ class Times:
 
 
 def traffic_of(problem: "Problem") -> Traffic:
-    """Return what every stage exchanges; the model returns from the last one."""
-    graph, sums = problem.inputs.model, problem.sums
-    users = _users(problem)
+    """Return what every stage exchanges; the model returns from the last one.
+
+    Of sparse tensors, features go where they are taken, and the coordinates of a map once to a stage that
+    takes some tensor in its rows. A sender counts the coordinates with each of these.
+    """
+    sums, users = problem.sums, _users(problem)
     loaded: list[Counted] = []
     values: list[Counted] = []
     gradients: list[Counted] = []
-    for layer in graph.layers:
+    coordinates: list[Counted] = []
+    takers: dict[Map, _Takers] = {}
+    for layer in problem.inputs.model.layers:
         if isinstance(layer.operation, AttributeOperation) or not users[layer.name]:
             continue
         spec = spec_of(layer, problem.microbatch_size)
-        if isinstance(spec, VoxelsSpec):
-            features, coordinates = _sparse_traffic(problem, layer, spec, users)
-            values += [*features, *coordinates]
-            gradients += features
-            continue
+        maps = [
+            part for part in parts_of(spec) if isinstance(part, VoxelsSpec) and part.coordinates
+        ]
         tensors = list(tensors_of(spec))
+        for part in maps:
+            assert part.coordinates is not None
+            tensors.remove(part.coordinates)
         forward = sum(t.bytes_at(problem.microbatch_size) for t in tensors)
         if layer.is_input:
             loaded.append(Counted(forward, users[layer.name]))
@@ -87,50 +93,50 @@ def traffic_of(problem: "Problem") -> Traffic:
         trained = [t for t in tensors if t.requires_grad and not problem.is_inference]
         backward = sum(t.bytes_at(problem.microbatch_size) for t in trained)
         made = problem.position[layer.name]
-        values.append(Counted(forward, users[layer.name], made))
-        gradients.append(Counted(backward, users[layer.name], made))
+        own = _users_of_features(problem, layer, users[layer.name])
+        if own:
+            values.append(Counted(forward, own, made))
+            gradients.append(Counted(backward, own, made))
+        for place, num_bytes in _coordinate_bytes(maps, problem.microbatch_size).items():
+            coordinates.append(Counted(num_bytes, users[layer.name], made))
+            one = takers.setdefault(place, _Takers(num_bytes, {}))
+            for user in users[layer.name]:
+                one.makers.setdefault(user, []).append(made)
     received, sent = sums.any_of(values), sums.sent(values)
+    into = received + sum(sums.any_taken(one.num_bytes, one.makers) for one in takers.values())
+    out = sent + sums.sent(coordinates) if coordinates else sent
     if gradients == values:
-        return Traffic(received, received, sums.any_of(loaded), sent, sent)
-    return Traffic(
-        received, sums.any_of(gradients), sums.any_of(loaded), sent, sums.sent(gradients)
-    )
+        return Traffic(into, received, sums.any_of(loaded), out, sent)
+    return Traffic(into, sums.any_of(gradients), sums.any_of(loaded), out, sums.sent(gradients))
 
 
-def _sparse_traffic(
-    problem: "Problem", layer: LayerNode, spec: VoxelsSpec, users: Mapping[str, tuple[int, ...]]
-) -> tuple[list[Counted], list[Counted]]:
-    """Return how a sparse tensor's features and coordinates count.
+@dataclass(frozen=True)
+class _Takers:
+    """Who takes sparse tensors in the rows of a coordinate map."""
 
-    Features go where they are taken; coordinates where a layer takes no earlier value in the same rows.
-    Where a stage receives two values in the same rows for different layers, the coordinates count twice,
-    though the plan sends them once: at most 16 bytes a row of three dimensions.
-    """
-    size, made = problem.microbatch_size, problem.position[layer.name]
-    graph = problem.inputs.model
-    chain = [*problem.chain, None]
-    with_features, first_in_rows = [], []
-    for user in users[layer.name]:
-        taker = chain[user]
-        if taker is None or layer.name in taken_by(taker):
-            with_features.append(user)
-        others = () if taker is None else taker.inputs
-        earlier = [graph.by_name[name] for name in others if name in problem.position]
-        if not any(
-            problem.position[other.name] < made and maps_of(other.output) == maps_of(spec)
-            for other in earlier
-            if other.output is not None
-        ):
-            first_in_rows.append(user)
-    assert spec.features is not None and spec.coordinates is not None
-    return (
-        [Counted(spec.features.bytes_at(size), tuple(with_features), made)]
-        if with_features
-        else [],
-        [Counted(spec.coordinates.bytes_at(size), tuple(first_in_rows), made)]
-        if first_in_rows
-        else [],
-    )
+    num_bytes: float
+    """Of its coordinates."""
+    makers: dict[int, list[int]]
+    """By the layer that takes some: the layers that made those."""
+
+
+def _coordinate_bytes(parts: Iterable[VoxelsSpec], batch_size: int) -> dict[Map, int]:
+    """Return the bytes of the coordinates of each map of a value."""
+    return {
+        (part.manager, part.map): part.coordinates.bytes_at(batch_size)
+        for part in parts
+        if part.coordinates is not None
+    }
+
+
+def _users_of_features(
+    problem: "Problem", layer: LayerNode, users: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the users of a value that take more of it than coordinates to return to."""
+    if not isinstance(layer.output, VoxelsSpec):
+        return tuple(users)
+    chain = problem.chain
+    return tuple(u for u in users if u == len(chain) or layer.name in taken_by(chain[u]))
 
 
 def holdings_of(problem: "Problem") -> Holdings:

@@ -71,3 +71,19 @@ def test_a_value_that_more_than_eight_layers_take_counts_once_for_each_stage() -
     received = sums.any_of([Counted(2.0, tuple(range(1, 11)), 0)])
     assert received[1, 2:].tolist() == [2.0] * 10
     assert received[0, 1:].tolist() == [0.0] * 11
+
+
+@settings(max_examples=60)
+@given(families(), st.data())
+def test_what_is_taken_of_makers_before_a_stage_counts_once(
+    cuts: GraphCuts, data: st.DataObject
+) -> None:
+    size, end = cuts.num_layers, len(cuts) - 1
+    some = st.sets(st.integers(0, size - 1), min_size=1, max_size=3)
+    makers = data.draw(st.dictionaries(st.integers(0, size), some.map(sorted), min_size=1))
+    found = StageSums(cuts).any_taken(2.0, makers)
+    for first, last in zip(*np.nonzero(cuts.nested), strict=True):
+        held = {*cuts.held(first, last), *([size] if last == end else [])}
+        before = set(cuts.held(0, first))
+        is_taken = any(before.intersection(own) for user, own in makers.items() if user in held)
+        assert found[first, last] == 2.0 * is_taken
