@@ -45,7 +45,7 @@ minkowski: $(STAMP)
 	$(BIN)/python -m stagewright.models.minkowski.engine
 
 sparse-cuts: minkowski
-	STAGEWRIGHT_EVERY_CUT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 0 tests/runtime/messages/test_voxels.py tests/runtime/test_sparse_models.py -k "any_cut or losses"
+	STAGEWRIGHT_EVERY_CUT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 0 tests/runtime/messages/test_voxels.py tests/runtime/test_sparse_models.py -k "any_cut or losses or any_replicas"
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py

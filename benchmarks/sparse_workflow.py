@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = "stagewright.models.minkowski.vgg:small"
 BINARIES = Path(sys.executable).parent
 SLOWDOWN, SLOW_DEVICES, MICROBATCH_SIZE = 2, 3, 16
-BANDWIDTH = 10_000_000
-"""Bytes per second between the planned devices; the training runs over loopback."""
+BANDWIDTH = 100_000_000
+"""Bytes per second between the planned devices, the planner's default; the training runs over loopback."""
 EXPECTED_ACCURACY = 0.9
 SERVER_FILE = f"""\
 Server0
@@ -71,7 +71,7 @@ inside_server = {{ bandwidth_bytes_per_s = {BANDWIDTH}, latency_ms = 0.3 }}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo_output/sparse_workflow"))
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     folder = args.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,17 @@ def run_rank(folder: Path, num_steps: int) -> None:
         for name, session in sessions.items()
     }
     rivals["even split, torch's 1F1B"] = theirs(sessions["even"], dataset, order)
+    times = times_in_turn(rivals, [session.modules[0] for session in sessions.values()], num_steps)
+    if rank == 0:
+        predicted = {names[n]: session.plan.predicted_step_ms for n, session in sessions.items()}
+        print_table(times, predicted, sessions["exact"].plan)
+    dist.destroy_process_group()
+
+
+def times_in_turn(
+    rivals: Mapping[str, Callable[[int], None]], modules: Sequence[torch.nn.Module], num_steps: int
+) -> dict[str, list[float]]:
+    """Return the ms of each step of each rival, of the slowest rank; gradients are dropped in between."""
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for step in range(WARM_UP_STEPS + num_steps):
         for name, run_step in rivals.items():
@@ -168,13 +179,10 @@ def run_rank(folder: Path, num_steps: int) -> None:
             dist.all_reduce(spent, op=dist.ReduceOp.MAX)
             if step >= WARM_UP_STEPS:
                 times[name].append(spent.item() * 1e3)
-            for session in sessions.values():
-                for parameter in session.modules[0].parameters():
+            for module in modules:
+                for parameter in module.parameters():
                     parameter.grad = None
-    if rank == 0:
-        predicted = {names[n]: session.plan.predicted_step_ms for n, session in sessions.items()}
-        print_table(times, predicted, sessions["exact"].plan)
-    dist.destroy_process_group()
+    return times
 
 
 def run_ours(session: Session, dataset: Any, order: DataOrder, step: int) -> None:

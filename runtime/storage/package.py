@@ -96,7 +96,8 @@ def make_stage(
     """Return a stage with uninitialised parameters and buffers, in a dtype, on a device.
 
     It is built on the meta device, so that no rank ever holds more than its own stages; original builds the
-    user's model there, for the modules that no constructor call rebuilds.
+    user's model there, for the modules that no constructor call rebuilds. Parameters that are made in memory
+    all the same (MinkowskiEngine's) stay where they are if dtype and device are right.
     """
     stage_class = package.stage_class(index)
     with torch.device("meta"):
@@ -106,6 +107,8 @@ def make_stage(
     def real(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
             target = dtype if tensor.is_floating_point() else tensor.dtype
+            if (tensor.dtype, tensor.device) == (target, device):
+                return made.setdefault(id(tensor), tensor)
             empty = torch.empty_like(tensor, dtype=target, device=device)
             if isinstance(tensor, nn.Parameter):
                 empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)

@@ -145,12 +145,13 @@ class MakePackage(Protocol):
         autocast: str | None = None,
         num_ranks: int | None = None,
         servers: Sequence[str] = (),
+        cuts: Sequence[int] | None = None,
     ) -> Package: ...
 
 
 @pytest.fixture(scope="session")
 def make_package(tmp_path_factory: pytest.TempPathFactory) -> MakePackage:
-    """Return what traces one of our models, cuts it evenly by count, and generates its stages.
+    """Return what traces one of our models, cuts it (evenly by count, or as told), and generates its stages.
 
     Nothing is measured: every cost in the graph is one, which the runtime does not read.
     """
@@ -164,6 +165,7 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> MakePackage:
         autocast: str | None = None,
         num_ranks: int | None = None,
         servers: Sequence[str] = (),
+        cuts: Sequence[int] | None = None,
     ) -> Package:
         if (task_name, autocast) not in graphs:
             graphs[task_name, autocast] = unmeasured_graph(task_name, autocast)
@@ -171,7 +173,8 @@ def make_package(tmp_path_factory: pytest.TempPathFactory) -> MakePackage:
         graph = graphs[task_name, autocast]
         graph.save(folder / "graph.json")
         num_layers, num_stages = len(chain_of(graph)), len(replicas)
-        cuts = [num_layers * stage // num_stages for stage in range(1, num_stages)]
+        if cuts is None:
+            cuts = [num_layers * stage // num_stages for stage in range(1, num_stages)]
         plan = plan_of(graph, cuts, replicas, num_microbatches, schedule, folder / "graph.json")
         if num_ranks is not None:
             plan = dealt(plan, num_ranks)

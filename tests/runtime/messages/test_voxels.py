@@ -19,6 +19,7 @@ from stagewright.graph import LayerGraph
 from stagewright.models.minkowski.engine.installed import why_unusable
 from stagewright.optimizer.borders import borders_of, chain_of, stage_layers
 from stagewright.optimizer.codegen.package import generate
+from stagewright.profiler.measuring.working import CpuPeakMeter
 from stagewright.runtime.execution.stage import StageRunner, UnitInputs
 from stagewright.runtime.messages.codecs import Packer, Unpacker, pack_border
 from stagewright.runtime.messages.values import Payload, Precision, ValueMismatchError
@@ -34,6 +35,8 @@ MakePackage = Any
 PRECISION = Precision("float32", "float64")
 BATCH_SIZE = 4
 TASKS = ("minkowski/vgg:small", "minkowski/resnet", "minkowski/unet")
+FEWEST_LAYERS = 30
+"""That any of them has."""
 EVERY_CUT = bool(os.environ.get("STAGEWRIGHT_EVERY_CUT"))
 
 
@@ -299,3 +302,60 @@ def test_gradients_of_a_pipeline_of_processes_equal_one_process(
         )
     losses = [loss for by_unit, _ in results for loss in by_unit.values()]
     assert sum(losses) == pytest.approx(total, rel=1e-12)
+
+
+def random_mixes() -> list[tuple[str, tuple[int, ...], list[int]]]:
+    """Return models with cuts at random and one to three replicas for each stage, on up to seven ranks."""
+    draw, found = random.Random(1), []
+    for task in TASKS:
+        for _ in range(50 if EVERY_CUT else 1):
+            num_stages = draw.randint(2, 4)
+            replicas = [draw.randint(1, 3) for _ in range(num_stages)]
+            while sum(replicas) > 7:
+                replicas[replicas.index(max(replicas))] -= 1
+            cuts = sorted(draw.sample(range(1, FEWEST_LAYERS), num_stages - 1))
+            found.append((task, tuple(cuts), replicas))
+    return found
+
+
+@pytest.mark.parametrize(("task", "cuts", "replicas"), random_mixes(), ids=str)
+def test_gradients_of_any_cuts_with_any_replicas_equal_one_rank(
+    rank_pool: RankPool,
+    make_package: MakePackage,
+    task: str,
+    cuts: tuple[int, ...],
+    replicas: list[int],
+) -> None:
+    """One rank draws the dropout's numbers as all plans do; float64, over three micro-batches."""
+    settings = {"dtype": "float64"}
+    runs = []
+    for package in (
+        make_package(task, [1], 3, "1f1b"),
+        make_package(task, replicas, 3, "1f1b", cuts=cuts),
+    ):
+        results = rank_pool.run(
+            "gradients", package.num_ranks, timeout_s=60, settings=settings, **package.arguments
+        )
+        runs.append({name: gradient for _, named in results for name, gradient in named.items()})
+    expected, found = runs
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-9 * scale, err_msg=name)
+
+
+def test_the_engines_parameters_are_made_once_though_it_knows_no_meta_device(
+    make_package: MakePackage,
+) -> None:
+    package = load_package(make_package("minkowski/vgg:small", [1, 1], 2, "1f1b").directory)
+    for index in range(2):
+        with CpuPeakMeter() as meter:
+            start = meter.now()
+            stage = make_stage(
+                package, index, lambda: pytest.fail(), torch.float32, torch.device("cpu")
+            )
+            end = meter.now()
+            meter.settle()
+            peak = meter.between(start, end).num_bytes
+        held = [*stage.parameters(), *stage.buffers()]
+        assert sum(t.nbytes for t in held) <= peak < 1.01 * sum(t.nbytes for t in held)
