@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stagewright.document import InputError, demand_writable
 from stagewright.scheduling import INTERLEAVED, PLANNED_SCHEDULES
 
 from .borders import chain_of
@@ -33,10 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asks_for_other_format(arguments):
         return plan_other_format(arguments)
     args = _parser().parse_args(arguments)
+    for path in (args.output, args.trace):
+        if path is not None:
+            demand_writable(path)
     given = None
     if args.cuts or args.replicas or args.types:
         given = GivenStages.parse(
             args.cuts, args.replicas, args.types, equal_shares=args.equal_shares
+        )
+    elif args.equal_shares:
+        raise InputError(
+            "--equal-shares is for stages given by --cuts and --replicas; leave it out"
         )
     inputs = load_inputs(_cluster_path(args))
     request = Request(
@@ -67,13 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cluster_path(args: argparse.Namespace) -> Path:
-    """Return the cluster file; that of a server file is written beside the plan."""
+    """Return the cluster file; that of a server file is written beside the plan.
+
+    Raises:
+        InputError: a figure is given that only server files need.
+    """
     if not is_server_file(args.cluster):
+        for name in ("memory", "bandwidth", "between_bandwidth", "latency_ms"):
+            if getattr(args, name) not in (None, []):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for server files, but {args.cluster} is a cluster file, "
+                    "which says it itself; change it there"
+                )
         return Path(args.cluster)
     links = LinkFigures(
         bandwidth_bytes_per_s=args.bandwidth,
         between_bandwidth_bytes_per_s=args.between_bandwidth,
-        latency_ms=args.latency_ms,
+        latency_ms=0.0 if args.latency_ms is None else args.latency_ms,
     )
     return write_cluster(args.cluster, args.memory, links, args.output)
 
@@ -167,7 +185,7 @@ def _add_server_figures(parser: argparse.ArgumentParser) -> None:
     servers.add_argument(
         "--between-bandwidth", type=float, metavar="BYTES_PER_S", help="default: as inside a server"
     )
-    servers.add_argument("--latency-ms", type=float, default=0.0, metavar="MS")
+    servers.add_argument("--latency-ms", type=float, metavar="MS", help="default: 0")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:

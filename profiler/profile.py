@@ -108,6 +108,10 @@ def checked(request: Request) -> tuple[tuple[int, ...], float, torch.device]:
     batch_sizes = tuple(sorted(set(request.batch_sizes)))
     if not batch_sizes or batch_sizes[0] < 1:
         raise InputError(f"micro-batch sizes are {batch_sizes}, expected numbers from 1")
+    if len(batch_sizes) < len(request.batch_sizes):
+        raise InputError(
+            f"micro-batch sizes are {request.batch_sizes}, expected each once; leave out what is there twice"
+        )
     _check(request)
     emulation = _emulation(request.slowdown)
     slowdown = 1.0 if emulation is None else emulation.slowdown
@@ -123,6 +127,8 @@ def _check(request: Request) -> None:
         raise InputError(f"uncertainty is {uncertainty}, expected a number above 0")
     if not request.limits.max_seconds > 0:
         raise InputError(f"max seconds is {request.limits.max_seconds}, expected a number above 0")
+    if not 0 <= request.seed < 2**63:
+        raise InputError(f"--seed is {request.seed}, expected an integer from 0 to 2**63 - 1")
     if not request.device_type.strip():
         raise InputError("the device type's name is empty; name it as the cluster files do")
     if request.dtype not in DTYPES:

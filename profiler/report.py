@@ -1,10 +1,15 @@
 """What a layer graph says, for people and as one JSON object: heaviest layers, sum against whole."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from stagewright.graph import LayerCost, LayerGraph, LayerNode
 from stagewright.value import VoxelsSpec
 
+SUM_TOLERANCE = 0.03
+"""Layers that add up to the whole within this need no explanation."""
+MUCH_LAUNCHING = 0.1
+"""Of the layers' time: at a smaller share launching cannot explain what is beyond the tolerance."""
 LAUNCH_BOUND = 3.0
 """A layer that takes less than this many times the launch of its operators is all overhead; the rest is
 Python around them."""
@@ -52,6 +57,7 @@ def sum_against_whole(graph: LayerGraph, batch_size: int) -> dict[str, Any]:
     forward_ms = sum(cost.forward_ms for cost in costs)
     backward_ms = sum(cost.backward_ms for cost in costs)
     whole_ms = whole.forward_ms + whole.backward_ms
+    launches_ms = [cost.launch_ms for cost in costs if cost.launch_ms is not None]
     return {
         "batch_size": batch_size,
         "repeats": costs[0].repeats,
@@ -61,6 +67,7 @@ def sum_against_whole(graph: LayerGraph, batch_size: int) -> dict[str, Any]:
         "whole_backward_ms": whole.backward_ms,
         "update_ms": whole.update_ms,
         "sum_over_whole": (forward_ms + backward_ms) / whole_ms,
+        "launch_share": sum(launches_ms) / (forward_ms + backward_ms) if launches_ms else None,
         "saved_bytes": sum(cost.saved_bytes or 0 for cost in costs),
         "peak_bytes": whole.peak_bytes,
     }
@@ -158,7 +165,7 @@ def text(content: dict[str, Any]) -> str:
             f"{_number(layer['input_gradient_ms'], '.3f'):>12} "
             f"{layer['output_bytes'] / 1e6:10.3f} {layer['saved_bytes'] / 1e6:9.3f}"
         )
-    lines += _table_of_sizes(content)
+    lines += _table_of_sizes(content) + why_sums_differ(content["microbatches"])
     bound = content["launch_bound"]
     if bound["layers"]:
         shown = ", ".join(bound["layers"][:5]) + (", …" if len(bound["layers"]) > 5 else "")
@@ -188,6 +195,27 @@ def _table_of_sizes(content: dict[str, Any]) -> list[str]:
         )
     if peak is not None:
         lines.append(f"  MFU: measured, against the stated peak of {peak:g} TFLOP/s")
+    return lines
+
+
+def why_sums_differ(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each micro-batch size whose layers add up to something else than the whole."""
+    lines = []
+    for row in rows:
+        away, share = row["sum_over_whole"] - 1, row["launch_share"]
+        if abs(away) <= SUM_TOLERANCE:
+            continue
+        launching = "" if share is None else f" ({share:.0%} of the layers' time here)"
+        reason = f"launching operators{launching} and clocks between layers do not add up as computing does"
+        if share is not None and share < MUCH_LAUNCHING:
+            reason = (
+                f"launching operators is no reason{launching}; something else ran on this device, so profile "
+                "again, or give --uncertainty"
+            )
+        lines.append(
+            f"  at a micro-batch of {row['batch_size']} the layers add up to {abs(away):.1%} "
+            f"{'more' if away > 0 else 'less'} than the whole: {reason}"
+        )
     return lines
 
 

@@ -24,7 +24,7 @@ LONGEST_TIMEOUT_S = 86400.0
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *(
         (n, lambda v: v >= 1, "at least 1")
-        for n in ("epochs", "max_steps", "checkpoint_every", "keep", "update_window")
+        for n in ("epochs", "max_steps", "checkpoint_every", "keep", "update_window", "steps")
     ),
     *(
         (n, lambda v: 0 <= v < math.inf, "a finite number from 0")
@@ -242,9 +242,9 @@ def watch_options(args: argparse.Namespace) -> WatchOptions:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raise InputError if a number of the command line is out of its range."""
+    """Raise InputError if a number of a command line (of train, verify, replay) is out of its range."""
     for name, is_good, expected in RANGES:
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and not is_good(value):
             option = name.replace("_", "-")
             raise InputError(f"--{option} is {value}, expected {expected}")

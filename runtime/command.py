@@ -3,8 +3,8 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import torch
@@ -16,13 +16,7 @@ from stagewright.task import load_task
 
 from .arguments import check_numbers, make_parser, optimizer_options, rows_of_file, watch_options
 from .messages.values import ValueMismatchError
-from .ranks.faults import (
-    INTERRUPTED_STATUS,
-    PEER_LOST_STATUS,
-    PeerLostError,
-    end_on_termination,
-    end_rank,
-)
+from .ranks.faults import end_on_termination, run_rank
 from .ranks.places import rank_on_server
 from .ranks.roll_call import naming_the_missing
 from .ranks.whereabouts import Whereabouts
@@ -44,23 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_numbers(args)
     rank, size, local_rank = ranks_started(os.environ)
     whereabouts = Whereabouts(f"rank {rank}")
-    if size == 1:
-        return _run(args, rank, size, local_rank, whereabouts)
-    try:
-        status = _run(args, rank, size, local_rank, whereabouts)
-    except InputError as error:
-        end_rank(f"stagewright train: {whereabouts}: {error}", 2)
-    except PeerLostError as error:
-        end_rank(f"stagewright train: {whereabouts}: {error}", PEER_LOST_STATUS)
-    except KeyboardInterrupt:
-        end_rank(f"stagewright train: {whereabouts}: interrupted", INTERRUPTED_STATUS)
-    except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
-        traceback.print_exc()
-        end_rank(
-            f"stagewright train: {whereabouts}: failed with {type(error).__name__}, see the traceback above",
-            1,
-        )
-    return status
+    run = partial(_run, args, rank, size, local_rank, whereabouts)
+    return run() if size == 1 else run_rank("stagewright train", whereabouts, run)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: stagewright COMMAND ...   (stagewright COMMAND --help)\n")
         for name, (_, summary) in COMMANDS.items():
             print(f"  {name:10} {summary}")
+        print("\nFiles are written whole or not at all; missing folders are made for them.")
         return 0
     name = arguments.pop(0)
     if name not in COMMANDS:

@@ -128,7 +128,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be written: {reason_of(error)}") from None
 
 
 def demand_writable(path: Path) -> None:
@@ -144,7 +144,14 @@ def demand_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be written: {reason_of(error)}") from None
+
+
+def reason_of(error: OSError) -> str:
+    """Return why a file or folder could not be written."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a part of its path is a file, expected folders; name another path"
+    return error.strerror or str(error)
 
 
 def demand_size(path: Path, most_bytes: int) -> None:

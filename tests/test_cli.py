@@ -10,6 +10,13 @@ from stagewright.cli import COMMANDS, main, run
 from stagewright.document import InputError
 
 
+def test_the_package_can_be_run_as_the_command() -> None:
+    command = [sys.executable, "-m", "stagewright", "optimise"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("stagewright: command is 'optimise', expected one of profile")
+
+
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
 def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagewright.document import InputError, read_text, sha256_of, write_atomically
+from stagewright.document import InputError, read_text, reason_of, sha256_of, write_atomically
 from stagewright.graph import LayerGraph, unique_parameters
 from stagewright.plan import Plan, Source
 
@@ -141,7 +141,7 @@ def _new_folder_beside(folder: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
         temporary.chmod(0o755)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{folder}: cannot be written: {reason_of(error)}") from None
     return temporary
 
 

@@ -64,15 +64,29 @@ def export_calls(
         InputError: the model cannot be exported, or returns something other than tensors, numbers, None,
             and tuples, lists or dicts of them.
     """
-    program = _export(model, examples)
+    program = _export(model, examples, _coarse_layers(model, is_layer))
     graph = _Rewriter(model, program, examples[0], is_layer).graph()
     demand_same_results(model, graph, examples[0], other_method="fx")
     return graph
 
 
+def _coarse_layers(model: nn.Module, is_layer: IsLayer) -> tuple[str, ...]:
+    """Return the paths of the layers that are the user's modules, which may take and return anything."""
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        is_inside = any(path.startswith(f"{outer}.") for outer in paths)
+        is_users_own = not type(module).__module__.startswith("torch.nn")
+        if path and not is_inside and is_users_own and is_layer(module, path):
+            paths.append(path)
+    return tuple(paths)
+
+
 def _export(
-    model: nn.Module, examples: tuple[Mapping[int | str, Any], Mapping[int | str, Any]]
+    model: nn.Module,
+    examples: tuple[Mapping[int | str, Any], Mapping[int | str, Any]],
+    with_signature: tuple[str, ...],
 ) -> Any:
+    """Return the exported program, with the signatures of some modules' calls where torch can tell them."""
     first, second = examples
     arguments = tuple(value for key, value in first.items() if isinstance(key, int))
     keywords = {key: value for key, value in first.items() if isinstance(key, str)}
@@ -85,9 +99,16 @@ def _export(
         with warnings.catch_warnings(), torch.enable_grad(), _silent():
             warnings.simplefilter("ignore")
             return torch.export.export(
-                model, arguments, keywords, dynamic_shapes=dict(bound.arguments), strict=False
+                model,
+                arguments,
+                keywords,
+                dynamic_shapes=dict(bound.arguments),
+                strict=False,
+                preserve_module_call_signature=with_signature,
             )
     except Exception as error:  # Export raises errors of many kinds, those of the model's code too.
+        if with_signature:  # Such as two calls of a module with other keywords.
+            return _export(model, examples, ())
         raise InputError(
             f"{place_of_error(error)}: cannot be exported: {type(error).__name__}: {first_line(error)}; "
             "write it so that only sizes of the batch change from step to step"
@@ -135,6 +156,9 @@ class _Rewriter:
         self.regions: dict[fx.Node, tuple[Any, ...]] = {}
         """What regions under torch.no_grad return."""
         self.constants: dict[fx.Node, torch.Tensor] = {}
+        self.signatures = {call.fqn: call.signature for call in program.module_call_graph}
+        """What calls of layers take and return; the second call of a module has "@1" behind its path."""
+        self.nodes = {node.name: node for node in program.graph.nodes}
 
     def graph(self) -> fx.Graph:
         """Return the new graph."""
@@ -154,7 +178,9 @@ class _Rewriter:
         ]
         for key, run in itertools.groupby(nodes, key=self._module_call):
             group = list(run)
-            if key is None or not self._write_layer(key[1], group):
+            if key is None or not (
+                self._write_call(key, group) or self._write_layer(key[1], group)
+            ):
                 for node in group:
                     self._write(program, node)
 
@@ -176,15 +202,17 @@ class _Rewriter:
         for key, value in self.example.items():
             place = self.made.placeholder(f"input_{key}" if isinstance(key, int) else key)
             for path, _ in pytree.tree_flatten_with_path(value)[0]:
-                element: fx.Node = place
-                step: Any
-                for step in path:
-                    index = step.key if isinstance(step, pytree.MappingKey) else step.idx
-                    element = self.made.call_function(operator.getitem, (element, index))
                 old = next(waiting)
-                self.values[old] = element
+                self.values[old] = self._element(place, path)
                 if not path:
                     place._rename(old.name)
+
+    def _element(self, whole: fx.Node, path: Sequence[Any]) -> fx.Node:
+        """Return what stands at a place of a tuple, list or dict."""
+        for step in path:
+            index = step.key if isinstance(step, pytree.MappingKey) else step.idx
+            whole = self.made.call_function(operator.getitem, (whole, index))
+        return whole
 
     def _value(self, item: Any) -> Any:
         """Return what stands for an argument; stored tensors and constants are made where they are used."""
@@ -262,6 +290,33 @@ class _Rewriter:
                 return key, path
         return None
 
+    def _write_call(self, key: tuple[str, str], group: Sequence[fx.Node]) -> bool:
+        """Write one call of a layer with all that it takes and returns; return whether it could be."""
+        name, path = key
+        number = re.search(r"@\d+\Z", name)
+        signature = self.signatures.get(path + (number[0] if number else ""))
+        if signature is None:
+            return False
+        inside = set(group)
+        returned = [self.nodes.get(getattr(item, "name", "")) for item in signature.outputs]
+        of_call = {node for node in returned if node is not None and self._module_call(node) == key}
+        given = {node for node in group if not inside.issuperset(_users(node))}
+        if not given <= of_call <= inside:
+            return False
+        taken = [
+            item.value if hasattr(item, "value") else self._value(self.nodes[item.name])
+            for item in signature.inputs
+        ]
+        arguments, keywords = pytree.tree_unflatten(taken, signature.in_spec)
+        made = self.made.call_module(path, arguments, keywords)
+        made.meta[SOURCE] = _source(group[0])
+        places = pytree.tree_unflatten(list(range(len(returned))), signature.out_spec)
+        for steps, position in pytree.tree_flatten_with_path(places)[0]:
+            node = returned[position]
+            if node in given:
+                self.values[node] = self._element(made, steps)
+        return True
+
     def _write_layer(self, path: str, group: Sequence[fx.Node]) -> bool:
         """Write one call of a layer's module in place of its operators; return whether it could be."""
         module = self.model.get_submodule(path)
@@ -293,6 +348,11 @@ def _num_required(module: nn.Module) -> int:
     parameters = inspect.signature(module.forward).parameters.values()
     empty = inspect.Parameter.empty
     return sum(p.default is empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """Return what takes a node's value, but for checks."""
+    return [user for user in node.users if not CHECKS.search(str(user.target))]
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -4,14 +4,21 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 
 from stagewright.allocation import keep_freed_memory
+from stagewright.document import demand_writable
+from stagewright.runtime.arguments import check_numbers
+from stagewright.runtime.ranks.faults import run_rank
+from stagewright.runtime.ranks.roll_call import naming_the_missing
+from stagewright.runtime.ranks.whereabouts import Whereabouts
 from stagewright.runtime.ranks.world import (
+    World,
     check_world_size,
     choose_device,
     join_world,
@@ -19,9 +26,9 @@ from stagewright.runtime.ranks.world import (
     ranks_started,
     start_ranks,
 )
-from stagewright.runtime.storage.package import load_package
+from stagewright.runtime.storage.package import StagePackage, load_package
 from stagewright.runtime.training.settings import Settings
-from stagewright.task import load_task
+from stagewright.task import Task, load_task
 
 from .verify import Verification, verify
 
@@ -52,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--timeout", type=float, default=60.0, metavar="S", help="longest wait for another rank")
     add("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args(arguments)
+    check_numbers(args)
+    if args.save is not None:
+        demand_writable(args.save)
     package = load_package(args.directory)
     task = load_task(args.task)
     rank, size, local_rank = ranks_started(os.environ)
@@ -61,14 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_world_size(package.plan, size)
     keep_freed_memory()
     torch.set_num_threads(1)
-    world = join_world(rank, size, choose_device(args.device, local_rank), args.timeout)
+    device, whereabouts = choose_device(args.device, local_rank), Whereabouts(f"rank {rank}")
+    join = partial(join_world, rank, size, device, args.timeout, whereabouts)
+    run = partial(_verify, args, package, task, join)
+    return run() if size == 1 else run_rank(parser.prog, whereabouts, run)
+
+
+def _verify(
+    args: argparse.Namespace, package: StagePackage, task: Task, join: Callable[[], World]
+) -> int:
+    world = join()
     found = []
-    for dtype in dict.fromkeys(("float64", package.plan.dtype)):
-        settings = Settings(seed=args.seed, dtype=dtype, schedule=args.schedule)
-        save = args.save if dtype == package.plan.dtype else None
-        found.append(verify(package, task, world, settings, save))
+    with naming_the_missing(world):
+        for dtype in dict.fromkeys(("float64", package.plan.dtype)):
+            settings = Settings(seed=args.seed, dtype=dtype, schedule=args.schedule)
+            save = args.save if dtype == package.plan.dtype else None
+            found.append(verify(package, task, world, settings, save))
     results = [result for result in found if result is not None]
-    if rank == 0:
+    if world.rank == 0:
         _print(results, package.plan.num_ranks, as_json=args.json)
     leave_world()
     return 0 if all(result.passed for result in results) else 1

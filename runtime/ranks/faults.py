@@ -6,11 +6,14 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import torch.distributed as dist
+
+from stagewright.document import InputError
 
 from .whereabouts import Whereabouts
 
@@ -57,6 +60,25 @@ def end_rank(message: str, status: int) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
+
+
+def run_rank(program: str, whereabouts: Whereabouts, run: Callable[[], int]) -> int:
+    """Return what one of several ranks returns; end it at once, with one line, where it raises.
+
+    An exception that is neither the user's input nor a lost peer has its traceback before that line.
+    """
+    try:
+        return run()
+    except InputError as error:
+        reason, status = str(error), 2
+    except PeerLostError as error:
+        reason, status = str(error), PEER_LOST_STATUS
+    except KeyboardInterrupt:
+        reason, status = "interrupted", INTERRUPTED_STATUS
+    except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
+        traceback.print_exc()
+        reason, status = f"failed with {type(error).__name__}, see the traceback above", 1
+    end_rank(f"{program}: {whereabouts}: {reason}", status)
 
 
 LAUNCHER_CHECK_S = 1.0

@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from .faults import PeerLostError
 from .world import World
 
-ROLL_CALL_S = 3.0
+ROLL_CALL_S = 2.0
 """How long to wait for the others; they notice a dead peer at once, a stuck one after the same timeout."""
 _PAUSE_S = 0.05
 

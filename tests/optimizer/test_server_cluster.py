@@ -1,5 +1,6 @@
 """A server file gives the plan that the cluster file with the same figures gives."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,22 @@ def test_missing_figures_are_named(
     servers.write_text(TEXT.format(EXAMPLES / "digits_cnn"))
     assert plan_of(servers, tmp_path / "plan.json", *options) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "fast=1e9"], "--memory is for server files, but .* is a cluster file"),
+        (["--latency-ms", "-1"], "--latency-ms is for server files"),
+        (["--between-bandwidth", "1e9"], "--between-bandwidth is for server files"),
+        (["--equal-shares"], "--equal-shares is for stages given by --cuts"),
+        (["--trace", "."], r"\.: is a folder, expected a file to write"),
+    ],
+)
+def test_an_option_that_has_no_effect_on_a_cluster_is_refused(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = EXAMPLES / "one_fast_two_slow.toml"
+    assert plan_of(cluster, tmp_path / "plan.json", *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "plan.json").exists()

@@ -45,6 +45,8 @@ def test_the_dtype_is_that_of_parameters_and_outputs() -> None:
     ("changes", "message"),
     [
         ({"batch_sizes": (0,)}, "micro-batch sizes are"),
+        ({"batch_sizes": (4, 4)}, r"micro-batch sizes are \(4, 4\), expected each once"),
+        ({"seed": -1}, "--seed is -1, expected an integer from 0"),
         ({"slowdown": 0.5}, "slowdown is 0.5"),
         ({"device": "cuda:99"}, "device is 'cuda:99'"),
         ({"device": "nonsense"}, "device is 'nonsense'"),

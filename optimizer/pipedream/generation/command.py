@@ -7,6 +7,7 @@ example: python optimizer/convert_graph_to_model.py -f gpus=4.txt -n VGG16Partit
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         InputError: the input is wrong.
     """
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    args = _parser().parse_args(arguments)
     request = Request(
         graph_path=args.input_filename,
         model_name=args.model_name,
         arch=args.arch,
         folder=args.output_directory,
-        replicas=_replicas(args.stage_to_num_ranks_map),
+        replicas=_replicas(args.stage_to_num_ranks_map, arguments),
         model_template=args.model_template_filename,
         init_template=args.init_template_filename,
         conf_template=args.conf_template_filename,
@@ -44,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _replicas(text: str | None) -> tuple[int, ...] | None:
-    """Return the ranks of each stage from "0:3,1:1".
+def _replicas(text: str | None, typed: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the ranks of each stage from "0:3,1:1"; typed are all words, for the option's name in an error.
 
     Raises:
         InputError: the text is no such map, or leaves a stage out.
@@ -55,8 +57,9 @@ def _replicas(text: str | None) -> tuple[int, ...] | None:
     pairs = [re.fullmatch(r"(\d{1,6}):(\d{1,6})", word, re.ASCII) for word in text.split(",")]
     found = {int(pair[1]): int(pair[2]) for pair in pairs if pair is not None}
     if None in pairs or sorted(found) != list(range(len(pairs))) or min(found.values()) < 1:
+        option = next(word for word in typed if word.startswith("--stage")).partition("=")[0]
         raise InputError(
-            f"--stage_to_num_ranks_map is {text!r}, expected STAGE:RANKS for each stage from 0, as in 0:3,1:1"
+            f"{option} is {text!r}, expected STAGE:RANKS for each stage from 0, as in 0:3,1:1"
         )
     return tuple(found[stage] for stage in range(len(found)))
 

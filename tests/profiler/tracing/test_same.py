@@ -126,9 +126,7 @@ class Frozen(TwoLayers):
         return result
 
 
-@pytest.mark.parametrize(
-    "build", [Hooked, OwnBackward, ScaledInPlaceWithoutGradient, ToldToDetach, Softmax]
-)
+@pytest.mark.parametrize("build", [Hooked, OwnBackward, ScaledInPlaceWithoutGradient, Softmax])
 def test_other_gradients_are_refused_though_the_output_is_the_same(
     build: Callable[[], nn.Module],
 ) -> None:
@@ -156,6 +154,11 @@ def test_a_parameter_with_a_hook_is_refused(how: Tracing) -> None:
     model.second.weight.register_hook(lambda gradient: gradient * 2)  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match=r"parameter second.weight has a hook"):
         traced(model, 4, how=how)
+
+
+def test_a_layer_is_called_with_the_literals_that_decide_its_gradients() -> None:
+    layers = {layer.name: layer for layer in traced(ToldToDetach(), 4, how=EXPORT).layers}
+    assert layers["first"].keyword_arguments == {"is_cut": True}
 
 
 @pytest.mark.parametrize("method", ["auto", "fx", "export"])

@@ -55,3 +55,22 @@ def test_without_flush_the_windows_run_on(
     found = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
     assert found["measured_step_ms"] > 0
     assert sum(t["messages"] for t in found["traffic"]) == 2 * len(package.plan.borders) * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "0"), "--steps is 0, expected at least 1"),
+        (("--timeout", "nan"), "--timeout is nan, expected seconds, above 0 and up to 86400"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_before_ranks_are_started(
+    make_package: MakePackage,
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    package = make_package("mlp", [1, 1], 2, "1f1b")
+    arguments = (str(package.directory / "plan.json"), *options)
+    assert run("stagewright replay", main, arguments) == 2
+    assert capsys.readouterr().err == f"stagewright replay: {message}\n"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stagewright.document import InputError
+from stagewright.optimizer.pipedream.generation.command import main
 from stagewright.optimizer.pipedream.generation.write import Request, write_model
 from stagewright.pipedream_conf import Conf
 
@@ -189,3 +190,10 @@ def test_the_public_sparse_graphs_are_generated_without_edits(tmp_path: Path, de
     assert "import MinkowskiEngine as ME" in source
     assert "ME.MinkowskiDropout(p=0.5" in source
     assert "has_bias" not in source and "bias=None" not in source and "PoolingMode" not in source
+
+
+@pytest.mark.parametrize("option", ["--stage_to_num_ranks_map", "--stage_to_num_ranks"])
+def test_a_wrong_map_is_refused_under_the_name_that_the_user_typed(option: str) -> None:
+    words = ["-f", "gpus=2.txt", "-n", "Cut", "-a", "vgg16", "-o", "written"]
+    with pytest.raises(InputError, match=rf"\A{option} is '0:x', expected STAGE:RANKS"):
+        main([*words, option, "0:x"])
