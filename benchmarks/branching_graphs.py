@@ -26,8 +26,19 @@ from stagewright.pipedream_conversion import to_layer_graph
 from stagewright.pipedream_graph import TextGraph, TextNode
 
 CHAIN = "chain of 10000"
-CLUSTERS = {"8x2": (2, 8), "4x4": (4, 4)}
+CLUSTERS = {"8x2": (2, 8), "4x4": (4, 4), "4": (1, 4), "8": (1, 8)}
 """(servers, devices in each)."""
+LIGHT_GIB = 80
+TIGHT = [
+    ("inception-like", "4", 80, ["straight"]),
+    ("inception-like", "4", 8, ["straight"]),
+    ("inception-like", "4", 6, []),
+    ("inception-like", "8", 6, ["straight"]),
+    ("inception-like", "8x2", 6, []),
+    ("nasnet-like", "4", 80, ["straight"]),
+    ("nasnet-like", "4", 20, []),
+]
+"""Contracted graphs, light and tight in memory, with time for the bound by constraints."""
 NUM_MICROBATCHES = 64
 
 
@@ -62,13 +73,13 @@ def layer_graph(name: str) -> LayerGraph:
     return graph.replace(layers=layers, whole=(whole,))
 
 
-def write_files(folder: Path, name: str, cluster: str) -> Path:
+def write_files(folder: Path, name: str, cluster: str, memory_gib: int = LIGHT_GIB) -> Path:
     """Write a graph and a cluster; return the cluster's file."""
     folder.mkdir()
     layer_graph(name).save(folder / "gpu.json")
     num_servers, count = CLUSTERS[cluster]
     Cluster(
-        device_types={"gpu": DeviceType(memory_bytes=80 * 2**30, profile="gpu.json")},
+        device_types={"gpu": DeviceType(memory_bytes=memory_gib * 2**30, profile="gpu.json")},
         servers=tuple(
             Server(name=f"s{number}", devices=(DeviceGroup(type="gpu", count=count),))
             for number in range(num_servers)
@@ -93,12 +104,12 @@ def planned(cluster: Path, limit_s: float, options: list[str]) -> tuple[dict[str
     return json.loads(printed.getvalue()), seconds
 
 
-def one_row(name: str, cluster: str, limit_s: float, options: list[str]) -> None:
+def one_row(name: str, cluster: str, memory_gib: int, limit_s: float, options: list[str]) -> None:
     """Print one row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         small = write_files(Path(folder) / "small", "resnet50-like", "8x2")
         planned(small, 0.5, options)
-        path = write_files(Path(folder) / "row", name, cluster)
+        path = write_files(Path(folder) / "row", name, cluster, memory_gib)
         report, seconds = planned(path, limit_s, options)
     space = str(report["space"])
     cuts = space.partition(",")[0].partition("; ")[0]
@@ -107,8 +118,8 @@ def one_row(name: str, cluster: str, limit_s: float, options: list[str]) -> None
     gap = report["gap"] if report["every_cut_gap"] is None else report["every_cut_gap"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"| {name} | {cluster} | {' '.join(options) or '-'} | {cuts} | {report['objective_value']:.1f} | "
-        f"{gap:.2%} | {len(stages)} | {seconds:.2f} | {peak:.2f} |",
+        f"| {name} | {cluster} | {memory_gib} | {' '.join(options) or '-'} | {cuts} | "
+        f"{report['objective_value']:.1f} | {gap:.2%} | {len(stages)} | {seconds:.2f} | {peak:.2f} |",
         flush=True,
     )
 
@@ -117,22 +128,28 @@ def main() -> None:
     """Run the benchmark: every row in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=float, default=1.0, help="seconds of search")
+    parser.add_argument("--tight", action="store_true", help="few devices, and tight memory")
     parser.add_argument("--row", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row is not None:
-        name, cluster, *options = args.row
-        one_row(name, cluster, args.limit, [f"--{option}" for option in options])
+        name, cluster, gib, *options = args.row
+        one_row(name, cluster, int(gib), args.limit, [f"--{option}" for option in options])
         return
     print(
-        "| graph | GPUs | options | cuts | step ms | gap, every cut | stages | s | peak GiB |\n"
-        "|---|---|---|---|--:|--:|--:|--:|--:|",
+        "| graph | GPUs | GiB | options | cuts | step ms | gap, every cut | stages | s | peak GiB |\n"
+        "|---|---|--:|---|---|--:|--:|--:|--:|--:|",
         flush=True,
     )
-    for name in (*GRAPHS, CHAIN):
-        for cluster in CLUSTERS:
-            for options in ([], ["straight"]):
-                command = [sys.executable, __file__, "--limit", str(args.limit)]
-                subprocess.run([*command, "--row", name, cluster, *options], check=True)
+    rows: list[tuple[str, str, int, list[str]]] = [
+        (name, cluster, LIGHT_GIB, options)
+        for name in (*GRAPHS, CHAIN)
+        for cluster in ("8x2", "4x4")
+        for options in ([], ["straight"])
+    ]
+    rows = TIGHT if args.tight else rows
+    for name, cluster, gib, options in rows:
+        command = [sys.executable, __file__, "--limit", str(args.limit)]
+        subprocess.run([*command, "--row", name, cluster, str(gib), *options], check=True)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ from dataclasses import replace
 from stagewright.plan import EveryCut
 
 from .problem import MS_PER_HOUR, Problem
+from .solvers.constraint_bound import ENOUGH, constraint_bound, is_possible
+from .solvers.constraint_bound import METHOD as CONSTRAINTS
 from .solvers.fluid import METHOD, every_cut_bound
 from .solvers.solution import NoneFoundError, Solution
 
 FIRST_PART = 0.6
 """Of the time, for the search over cuts spread evenly; the rest is for those close to its plan's."""
 MOST_ROUNDS = 3
+LEAST_S, MOST_S = 0.5, 10.0
+"""For a bound by constraint programming."""
 WORTH_A_ROUND = 1e-3
 """Another search close by if the last one made the plan better by this part."""
 
@@ -64,17 +68,43 @@ def stage_of_layers(problem: Problem, solution: Solution) -> tuple[int, ...]:
 
 
 def every_cut_of(
-    problems: Sequence[Problem], solution: Solution, value: float
+    problems: Sequence[Problem], solution: Solution, value: float, deadline: float
 ) -> tuple[float, EveryCut | None]:
     """Return a bound for every cut of the graph; and what to say of it if only some were searched.
 
     Args:
         problems: one per micro-batch size.
         value: of the plan under the closed formula, as reported; the bound is in its unit.
+        deadline: by time.perf_counter, for the bound that takes time.
     """
     unit = 1000 / MS_PER_HOUR if problems[0].objective == "cost" else 1.0
     bounds = [every_cut_bound(p, value / unit, mixes_types=solution.mixes_types) for p in problems]
     bound = min(value, unit * min(bounds))
     if all(problem.cuts.is_complete for problem in problems):
         return bound, None
+    mixes = solution.mixes_types
+    by_constraints = _bound_by_constraints(problems, bounds, value, deadline, mixes_types=mixes)
+    if by_constraints > bound:
+        return by_constraints, EveryCut(lower_bound=by_constraints, method=CONSTRAINTS)
     return bound, EveryCut(lower_bound=bound, method=METHOD)
+
+
+def _bound_by_constraints(
+    problems: Sequence[Problem],
+    bounds: Sequence[float],
+    value: float,
+    deadline: float,
+    *,
+    mixes_types: bool,
+) -> float:
+    """Return a bound made better by constraint programming where that is possible and worth it; or 0."""
+    deadline = min(deadline, time.perf_counter() + MOST_S)
+    better = list(bounds)
+    for index, problem in enumerate(problems):
+        seconds = (deadline - time.perf_counter()) / (len(problems) - index)
+        if bounds[index] >= value * (1 - ENOUGH):
+            continue
+        if seconds < LEAST_S or not is_possible(problem, mixes_types=mixes_types):
+            return 0.0
+        better[index] = max(bounds[index], constraint_bound(problem, bounds[index], value, seconds))
+    return min(value, *better)

@@ -138,7 +138,7 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     )
     fluid, every = 0.0, None
     if request.given is None and request.schedule != INTERLEAVED:  # Whose value is simulated.
-        fluid, every = every_cut_of(problems, solution, value)
+        fluid, every = every_cut_of(problems, solution, value, deadline)
     plan = prediction.plan.replace(
         proof=Proof(
             solver=solution.solver,

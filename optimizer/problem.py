@@ -102,7 +102,7 @@ class Problem:
         """Where plans may cut. Too many of `every` are contracted to those of `orders`."""
         branches = has_branches(self.inputs.model)
         if branches and self.cutting != "order":
-            units, size = self._units, len(self.chain)
+            units, size = self.units, len(self.chain)
             found = every_cut(units, size) if self.cutting == "every" else None
             if found is not None and not self.around:
                 return found
@@ -131,7 +131,7 @@ class Problem:
         return {name: times_of(self, name, self.holdings) for name in self.inputs.graphs}
 
     @cached_property
-    def _units(self) -> Units:
+    def units(self) -> Units:
         graphs, size = self.inputs.graphs.values(), self.microbatch_size
         with_maps = {name for g in graphs for shared in g.shared_maps for name in shared.layers}
 

@@ -49,7 +49,7 @@ def every_cut_bound(problem: Problem, value_ms: float, *, mixes_types: bool) -> 
     Raises:
         InputError: something that the bound depends on was not measured.
     """
-    layers = _Layers(problem)
+    layers = Layers(problem)
     if problem.objective == "latency":
         bound = float(layers.forward_ms.min(axis=0).sum())
     elif problem.objective == "cost":
@@ -60,7 +60,7 @@ def every_cut_bound(problem: Problem, value_ms: float, *, mixes_types: bool) -> 
     elif mixes_types and len(layers.types) > 1:
         bound = _work_bound(problem, layers)
     else:
-        fluid = _Fluid(problem, layers)
+        fluid = Fluid(problem, layers)
         bound = fluid.step_bound(value_ms) if fluid.is_flush else fluid.load_bound(value_ms)
     return min(bound * (1 - ROUNDING), value_ms)
 
@@ -71,7 +71,7 @@ def _one(problem: Problem, device_type: str) -> tuple[int, ...]:
     return tuple(int(index == kinds.index(device_type)) for index in range(len(kinds)))
 
 
-class _Layers:
+class Layers:
     """What each layer takes; the loss is one more."""
 
     def __init__(self, problem: Problem) -> None:
@@ -141,7 +141,7 @@ class _Layers:
         return held
 
 
-def _work_bound(problem: Problem, layers: _Layers) -> float:
+def _work_bound(problem: Problem, layers: Layers) -> float:
     """Return the best bound found by pricing the time of device types: all are busy at most for the value."""
     work = layers.time_ms * problem.num_microbatches
     parts = layers.counts / layers.counts.sum()
@@ -198,10 +198,10 @@ class _Table(NamedTuple):
         return fares.argmin(axis=0), float(fares.min(axis=0).sum() - prices.sum())
 
 
-class _Fluid:
+class Fluid:
     """The bound for stages of one device type each."""
 
-    def __init__(self, problem: Problem, layers: _Layers) -> None:
+    def __init__(self, problem: Problem, layers: Layers) -> None:
         self.problem, self.layers = problem, layers
         self.is_flush = has_flush(problem.objective)
         self.kinds = self._kinds()
@@ -305,7 +305,7 @@ class _Fluid:
             prices = np.maximum(prices + relax * (target_ms - value) / steepness * slope, 0.0)
         return best
 
-    def _scaled(self, table: "_Table", prices: FloatArray) -> FloatArray:
+    def _scaled(self, table: _Table, prices: FloatArray) -> FloatArray:
         """Return prices times the factor that makes them prove most: a concave function, by sections."""
         low, high = -10.0, 10.0
         """Powers of two."""

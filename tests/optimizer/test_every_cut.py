@@ -12,6 +12,7 @@ from stagewright.optimizer.check import check_plan
 from stagewright.optimizer.constraints import Constraints
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, Result, optimize
+from stagewright.optimizer.solvers import constraint_bound
 
 MakeLayer = Callable[..., LayerNode]
 MakeGraph = Callable[..., LayerGraph]
@@ -108,6 +109,26 @@ def test_many_ideals_are_contracted_and_the_plan_says_so(
     assert proof.every_cut.lower_bound <= every.value * (1 + 1e-9) <= proof.value * (1 + 2e-9)
     proven = check_plan(result.plan, inputs, Path("plan.json"))
     assert all(bound <= proof.value for bound in proven)
+
+
+def test_a_constraint_programme_bounds_every_cut(
+    make_layer: MakeLayer,
+    make_graph: MakeGraph,
+    make_inputs: MakeInputs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = make_inputs(
+        [make_graph(towers(make_layer, (3, 3, 3)))], [[("fast", 2)], [("fast", 1)]]
+    )
+    best = planned(inputs, monkeypatch, straight=True).plan.proof
+    monkeypatch.setattr(cuts, "MOST_EVERY", 20)
+    proof = planned(inputs, monkeypatch, straight=True).plan.proof
+    assert proof.every_cut is not None and "constraint programme" in proof.every_cut.method
+    monkeypatch.setattr(constraint_bound, "find_spec", lambda _: None)
+    without = planned(inputs, monkeypatch, straight=True).plan.proof
+    assert without.every_cut is not None and "fluid" in without.every_cut.method
+    bounds = without.every_cut.lower_bound, proof.every_cut.lower_bound
+    assert bounds[0] < bounds[1] <= best.value * (1 + 1e-9) <= proof.value * (1 + 2e-9)
 
 
 def test_solvers_that_move_cuts_plan_in_the_graph_s_order(

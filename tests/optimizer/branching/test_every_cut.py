@@ -14,6 +14,7 @@ from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem
 from stagewright.optimizer.solvers import brute_force, exact
 from stagewright.optimizer.solvers.choose import solve_by_labels
+from stagewright.optimizer.solvers.constraint_bound import constraint_bound, is_possible
 from stagewright.optimizer.solvers.fluid import every_cut_bound
 
 BranchingInputs = Callable[..., Inputs]
@@ -100,6 +101,21 @@ def test_the_bound_for_stages_of_one_type_is_below_their_best_plan(
     if best is not None:
         bound = every_cut_bound(problem, 2 * best.value_ms, mixes_types=False)
         assert 0 < bound <= best.value_ms
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bound_by_constraints_is_below_the_best_plan_and_close(
+    branching_inputs: BranchingInputs, seed: int, objective: Objective
+) -> None:
+    problem = problem_of(branching_inputs, seed, objective)
+    for max_stages in (None, 2):
+        limited = replace(problem, max_stages=max_stages)
+        best = exact.solve(limited)
+        assert is_possible(limited, mixes_types=False)
+        if best is not None and is_possible(limited, mixes_types=True):
+            bound = constraint_bound(limited, 0.0, 2 * best.value_ms, 60.0)
+            assert 0.4 * best.value_ms < bound <= best.value_ms * (1 + 1e-9)
 
 
 def test_branching_models_have_better_plans_than_those_of_the_graph_s_order(

@@ -91,7 +91,8 @@ class Programme:
         messages = [float(costs.forward_ms[0][place]), float(costs.backward_ms[0][place])]
         replica = float(costs.compute_ms[kind][place]) + (sum(messages) if costs.waits else 0.0)
         rounds = 2 * (count - 1)
-        sum_ms = rounds * 0.05 + rounds / count * float(costs.own_bytes[place]) / 100
+        own_bytes = float(costs.own_bytes[place])
+        sum_ms = rounds * 0.05 + rounds / count * own_bytes / 100 if own_bytes else 0.0
         load = max(dealt) * replica + float(costs.end_ms[kind][place]) + sum_ms
         if not costs.waits:
             load = max(load, max(dealt) * max(messages))
