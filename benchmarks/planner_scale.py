@@ -77,6 +77,7 @@ def table(is_long: bool) -> None:
         )
         levels = "two link levels" if per_server else "one link level"
         row(f"step time, 96 x 256 x 3, {levels}", problem_of(synthetic, "step-time"), 10.0)
+    row("step time, 200 x 1024 x 4, one link level", problem_of(Synthetic(), "step-time"), 20.0)
 
 
 def table_of_choices() -> None:

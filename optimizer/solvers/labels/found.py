@@ -42,6 +42,8 @@ class Found:
     """Whether it is proven that no plan fits."""
     enough_ms: float = float("inf")
     """A bound above this is enough."""
+    enough_gap: float = 0.0
+    """Above 0: a smaller gap of a plan that is not above enough_ms is enough."""
     first_ms: float = 0.0
     """The value of the first plan."""
 
@@ -65,5 +67,6 @@ class Found:
 
     @property
     def is_late(self) -> bool:
-        is_enough = self.bound_ms > self.enough_ms
+        is_close = 0 < self.gap < self.enough_gap and self.value_ms <= self.enough_ms
+        is_enough = is_close or self.bound_ms > self.enough_ms
         return self.is_stuck or is_enough or time.perf_counter() > self.deadline

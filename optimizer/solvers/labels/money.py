@@ -22,6 +22,10 @@ from .step_time import StepTimeSearch
 TOLERANCE = 2e-9
 NARROW = 1e-6
 """Intervals of the price of this relative width are not halved."""
+WIDE = 0.05
+"""Intervals of this relative width or more are halved, unless the plan of least time is that much cheaper."""
+PART_OF_WIDTH = 0.2
+"""A gap of this part of a wide interval's width will do, as its bound is that loose anyway."""
 LEAST_PART = 0.05
 """Of the time that is left: what one interval's search may take at least."""
 
@@ -90,7 +94,13 @@ class MoneySearch:
         now = time.perf_counter()
         until = now + max(LEAST_PART, 1 / (2 + len(self.open))) * max(deadline - now, 0.0)
         enough_ms = min(self.deadline_ms, self.value / low if low > 0 else math.inf)
-        found = Found(self._offer, until, enough_ms=enough_ms * (1 + TOLERANCE))
+        width = 1 - low / high
+        found = Found(
+            self._offer,
+            until,
+            enough_ms=enough_ms * (1 + TOLERANCE),
+            enough_gap=PART_OF_WIDTH * width if width > WIDE else 0.0,
+        )
         try:
             StepTimeSearch(bounds, plans, found).run()
         finally:
@@ -102,7 +112,8 @@ class MoneySearch:
             return
         price = self._price(found.stages)
         value = max(interval.value, low * found.bound_ms)
-        if low < price <= high and found.gap <= TOLERANCE:
+        is_worth_it = width <= WIDE or price < (1 - WIDE) * high
+        if low < price <= high and found.gap <= TOLERANCE and is_worth_it:
             self._push(low, price * (1 - TOLERANCE), value)
         elif high - low <= NARROW * high:
             self.left.append(value)

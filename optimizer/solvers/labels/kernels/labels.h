@@ -2,6 +2,7 @@
 #pragma once
 
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "arcs.h"
@@ -18,6 +19,11 @@ struct Search {
   const Labels& labels;
   // (L + 1,) the newest label of each cut.
   std::vector<int64_t> head;
+  // With a beam: the labels of each cut by rank, worst first, at most `share` of them.
+  std::vector<std::vector<std::pair<double, int64_t>>> ranked;
+  int64_t share;
+  // Whether some were left out for that.
+  bool is_thinned = false;
   // (K,) of the label in work.
   std::vector<int64_t> counts;
   bool with_time;
@@ -32,7 +38,8 @@ struct Search {
   Search(const Costs& costs, const Limits& limits, const Arcs& arcs, const Completions& completions,
          const Labels& labels)
       : costs(costs), limits(limits), arcs(arcs), completions(completions), labels(labels),
-        head(costs.num_cuts + 1, -1), counts(costs.counts.size(), 0),
+        head(costs.num_cuts + 1, -1), ranked(limits.beam ? costs.num_cuts + 1 : 0),
+        share((labels.cut.size() - 1) / costs.num_cuts), counts(costs.counts.size(), 0),
         with_time(limits.has_windows || costs.is_step_time), cutoff_ms(limits.cutoff_ms) {
     for (int64_t type = 0; type < costs.counts.size(); ++type) labels.counts(0, type) = 0;
     labels.stages[0] = labels.used[0] = 0;
@@ -58,7 +65,7 @@ struct Search {
       }
       complete = complete && whole;
     }
-    return complete;
+    return complete && !is_thinned;
   }
 
   // A bound of a label's completions.
@@ -177,18 +184,40 @@ struct Search {
       cutoff_ms = time;
       return true;
     }
-    is_full = number == labels.cut.size();
-    if (is_full) return false;
-    std::copy(counts.begin(), counts.end(), &labels.counts(number, 0));
-    labels.stages[number] = stages;
-    labels.time_ms[number] = time;
-    labels.parent[number] = label;
-    labels.cut[number] = stage.first;
-    labels.kind[number] = stage.kind;
-    labels.replicas[number] = count;
-    labels.used[number] = used + count;
-    labels.following[number] = head[stage.first];
-    head[stage.first] = number++;
+    const int64_t row = row_for(stage.first, stages, time, used + count);
+    if (row < 0) return !is_full;
+    std::copy(counts.begin(), counts.end(), &labels.counts(row, 0));
+    labels.stages[row] = stages;
+    labels.time_ms[row] = time;
+    labels.parent[row] = label;
+    labels.kind[row] = stage.kind;
+    labels.replicas[row] = count;
+    labels.used[row] = used + count;
     return true;
+  }
+
+  // A row for the label in work: a new one, or that of the worst label of its cut; -1 if there is none.
+  int64_t row_for(int64_t cut, int64_t stages, double time, int64_t used) {
+    if (limits.beam) {
+      auto& own = ranked[cut];
+      const double rank = value_of(0, counts.data(), stages, time, cut, used);
+      if (int64_t(own.size()) >= share) {
+        is_thinned = true;
+        if (own.empty() || rank >= own.front().first) return -1;
+        std::pop_heap(own.begin(), own.end());
+        own.back().first = rank;
+        const int64_t row = own.back().second;
+        std::push_heap(own.begin(), own.end());
+        return row;
+      }
+      own.emplace_back(rank, number);
+      std::push_heap(own.begin(), own.end());
+    }
+    is_full = number == labels.cut.size();
+    if (is_full) return -1;
+    labels.cut[number] = cut;
+    labels.following[number] = head[cut];
+    head[cut] = number;
+    return number++;
   }
 };

@@ -133,6 +133,25 @@ def test_a_beam_that_finds_nothing_is_widened_while_there_is_time(
         assert found_for(chain, plan_value).value_ms == pytest.approx(best_value(chain), rel=1e-8)
 
 
+def test_a_beam_with_little_room_proves_nothing_false(
+    random_chain: RandomChain,
+    best_value: BestValue,
+    plan_value: PlanValue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step_time, "MOST_ROOM", 20)
+    found_one = 0
+    for seed in range(60):
+        chain = random_chain(seed)
+        if not chain.costs.is_step_time:
+            continue
+        best, found = best_value(chain), found_for(chain, plan_value, seconds=2.0)
+        assert not (found.is_infeasible and math.isfinite(best)), seed
+        assert found.bound_ms <= best * (1 + 1e-9) and found.value_ms >= best * (1 - 1e-9), seed
+        found_one += bool(found.stages)
+    assert found_one >= 10
+
+
 def test_a_search_that_ends_without_a_plan_or_a_proof_says_so(
     random_inputs: RandomInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
