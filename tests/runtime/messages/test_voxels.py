@@ -7,7 +7,8 @@ the autograd graph that made them. STAGEWRIGHT_EVERY_CUT=1 (`make sparse-cuts`) 
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.skipif(why_unusable() is not None, reason=str(why_unusa
 
 RankPool = Any
 MakePackage = Any
+Gradients = dict[str, Any]
 PRECISION = Precision("float32", "float64")
 BATCH_SIZE = 4
 TASKS = ("minkowski/vgg:small", "minkowski/resnet", "minkowski/unet")
@@ -318,26 +320,36 @@ def random_mixes() -> list[tuple[str, tuple[int, ...], list[int]]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def of_one_rank(rank_pool: RankPool, make_package: MakePackage) -> Callable[[str], Gradients]:
+    """Return a function of a task that gives one rank's gradients: it draws dropout as all plans do."""
+
+    @cache
+    def gradients_of(task: str) -> Gradients:
+        return summed_gradients(rank_pool, make_package(task, [1], 3, "1f1b"))
+
+    return gradients_of
+
+
+def summed_gradients(rank_pool: RankPool, package: Any) -> Gradients:
+    settings = {"dtype": "float64"}
+    results = rank_pool.run(
+        "gradients", package.num_ranks, timeout_s=60, settings=settings, **package.arguments
+    )
+    return {name: gradient for _, named in results for name, gradient in named.items()}
+
+
 @pytest.mark.parametrize(("task", "cuts", "replicas"), random_mixes(), ids=str)
 def test_gradients_of_any_cuts_with_any_replicas_equal_one_rank(
     rank_pool: RankPool,
     make_package: MakePackage,
+    of_one_rank: Callable[[str], Gradients],
     task: str,
     cuts: tuple[int, ...],
     replicas: list[int],
 ) -> None:
-    """One rank draws the dropout's numbers as all plans do; float64, over three micro-batches."""
-    settings = {"dtype": "float64"}
-    runs = []
-    for package in (
-        make_package(task, [1], 3, "1f1b"),
-        make_package(task, replicas, 3, "1f1b", cuts=cuts),
-    ):
-        results = rank_pool.run(
-            "gradients", package.num_ranks, timeout_s=60, settings=settings, **package.arguments
-        )
-        runs.append({name: gradient for _, named in results for name, gradient in named.items()})
-    expected, found = runs
+    expected = of_one_rank(task)
+    found = summed_gradients(rank_pool, make_package(task, replicas, 3, "1f1b", cuts=cuts))
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         scale = np.abs(gradient).max()
