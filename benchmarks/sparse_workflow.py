@@ -2,7 +2,7 @@
 
 Run with: .venv/bin/python benchmarks/sparse_workflow.py (needs `make minkowski`; about two minutes). The
 sparse VGG (`stagewright.models.minkowski.vgg:small`) is profiled on two device types (slow is this CPU
-emulated twice as slow), both profiles become text graphs, a server file names them, SparsePipe's planner
+emulated 2.25 times slower), both profiles become text graphs, a server file names them, SparsePipe's planner
 cuts, its generator writes the stages of `gpus=4.txt`; these are profiled again, as a text graph has no
 shapes, and trained on as many ranks as the plan says, with the accuracy on held-out shapes at the end.
 """
@@ -21,9 +21,9 @@ from stagewright.pipedream_graph import TextGraph
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "stagewright.models.minkowski.vgg:small"
 BINARIES = Path(sys.executable).parent
-SLOWDOWN, SLOW_DEVICES, MICROBATCH_SIZE = 2, 3, 16
-BANDWIDTH = 100_000_000
-"""Bytes per second between the planned devices, the planner's default; the training runs over loopback."""
+SLOWDOWN, SLOW_DEVICES, MICROBATCH_SIZE = 2.25, 3, 16
+BANDWIDTH = 10_000_000
+"""Bytes per second between the planned devices; the training runs over loopback."""
 EXPECTED_ACCURACY = 0.9
 SERVER_FILE = f"""\
 Server0
