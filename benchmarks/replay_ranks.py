@@ -18,7 +18,7 @@ from stagewright.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/gpt.py:build_deep"
-SLOWDOWNS = {"slow": 12.0, "slower": 24.0}
+SLOWDOWNS = {"slow": 24.0, "slower": 48.0}
 CLUSTER = """\
 format = "stagewright.cluster"
 version = 1

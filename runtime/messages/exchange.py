@@ -106,6 +106,7 @@ class Exchange:
         self._layouts: dict[tuple[Edge, bool, int, int | None], Layout | None] = {}
         """By border, direction, samples and slice: what the plan says; None: it depends on the data."""
         self._timeout_s = world.timeout_s
+        self._timeout = datetime.timedelta(seconds=world.timeout_s)
         self._transport = Transport(world)
         self._announcements = world.announcements
         self._reader = AnnouncementReader(world.announcements)
@@ -148,7 +149,7 @@ class Exchange:
         announcing: list[dist.Work] = []
         works: list[dist.Work] = []
         kept: list[torch.Tensor] = []
-        with waiting_for(f"the sending of {message}"):
+        with waiting_for("the sending of", message):
             if self._is_announced(message, planned):
                 assert self._announcements is not None
                 announcing, kept = send_announcement(message, payload, layout, self._announcements)
@@ -204,7 +205,7 @@ class Exchange:
             self.advance()
         del self._receives[message]
         assert receive.buffers is not None and receive.layout is not None
-        with waiting_for(str(message)):
+        with waiting_for(message):
             for work in receive.works:
                 work.wait()
             tensors = [self._transport.arrived(buffer) for buffer in receive.buffers]
@@ -280,7 +281,7 @@ class Exchange:
             take(part.shape, part.dtype, is_ragged=receive.planned is None) for part in layout
         ]
         receive.works = []
-        with waiting_for(str(message)):
+        with waiting_for(message):
             for buffer in receive.buffers:
                 receive.works += self._transport.receive(buffer, message.sender, message.forward)
 
@@ -292,10 +293,9 @@ class Exchange:
 
     def _finish_send(self, message: Message) -> None:
         sending = self._sends.pop(message)
-        limit = datetime.timedelta(seconds=self._timeout_s)
-        with waiting_for(f"the arrival of {message}"):
+        with waiting_for("the arrival of", message):
             for work in sending.announcing:
-                work.wait(limit)  # Their group itself would wait longer (World.announcements).
+                work.wait(self._timeout)  # Their group itself would wait longer (World.announcements).
             for work in sending.works:
                 work.wait()
 

@@ -38,8 +38,10 @@ class PeerLostError(Exception):
 
 
 @contextmanager
-def waiting_for(what: str) -> Iterator[None]:
+def waiting_for(*what: object) -> Iterator[None]:
     """Turn the backend's error in a wait into one that says what was waited for; leave all others.
+
+    The words of what are put together if there is an error: messages wait here thousands of times.
 
     Raises:
         PeerLostError: the peer closed the connection or the time ran out.
@@ -50,9 +52,10 @@ def waiting_for(what: str) -> Iterator[None]:
         is_lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
         if not is_lost or _OWN_FAULT.search(str(error)):
             raise
+        words = " ".join(map(str, what))
         text = _SOURCE_LINE.sub("", str(error).strip())
         reason = text.splitlines()[0] if text else type(error).__name__
-        raise PeerLostError(f"lost a peer while waiting for {what} ({reason[:160]})") from error
+        raise PeerLostError(f"lost a peer while waiting for {words} ({reason[:160]})") from error
 
 
 def end_rank(message: str, status: int) -> NoReturn:
