@@ -295,7 +295,9 @@ class Exchange:
         sending = self._sends.pop(message)
         with waiting_for("the arrival of", message):
             for work in sending.announcing:
-                work.wait(self._timeout)  # Their group itself would wait longer (World.announcements).
+                work.wait(
+                    self._timeout
+                )  # Their group itself would wait longer (World.announcements).
             for work in sending.works:
                 work.wait()
 
