@@ -295,9 +295,8 @@ class Exchange:
         sending = self._sends.pop(message)
         with waiting_for("the arrival of", message):
             for work in sending.announcing:
-                work.wait(
-                    self._timeout
-                )  # Their group itself would wait longer (World.announcements).
+                # Their group itself would wait longer (World.announcements).
+                work.wait(self._timeout)
             for work in sending.works:
                 work.wait()
 
