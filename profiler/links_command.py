@@ -66,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device("cpu")
     if args.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(
+                f"--device is cuda, but this server has {torch.cuda.device_count()} CUDA devices for its "
+                f"process {device.index}; start as many processes as it has, or give --device cpu"
+            )
         torch.cuda.set_device(device)
     backend = "nccl" if args.device == "cuda" else "gloo"
     try:

@@ -28,6 +28,7 @@ from stagewright.runtime.ranks.world import (
 )
 from stagewright.runtime.storage.package import StagePackage, load_package
 from stagewright.runtime.training.settings import Settings
+from stagewright.scheduling import TRAINING_SCHEDULES
 from stagewright.task import Task, load_task
 
 from .verify import Verification, verify
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="package.module or path/to/file.py; loss and dataset are optional",
     )
     add("--seed", type=int, default=0)
-    add("--schedule", help="default: the plan's")
+    add("--schedule", choices=TRAINING_SCHEDULES, help="default: the plan's")
     add("--save", type=Path, help="write one process's weights, losses and gradients (safetensors)")
     add("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     add("--timeout", type=float, default=60.0, metavar="S", help="longest wait for another rank")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from stagewright.document import InputError
 from stagewright.plan import Plan
 
 from .batch_script import batch_script
-from .elastic import ElasticOptions, Supervisor
+from .elastic import PROBE_EVERY_S, ElasticOptions, Supervisor
 from .fleet import run_once
 from .lines import Launch, ServerLine, lines_of
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     train_options = arguments[cut + 1 :]
     args = _parser().parse_args(arguments[:cut])
+    _check_elastic(args)
     launch = _launch(args, train_options)
     ssh = tuple(shlex.split(args.ssh)) if args.ssh is not None else ()
     if args.elastic:
@@ -77,6 +79,16 @@ def _launch(args: argparse.Namespace, train_options: Sequence[str]) -> Launch:
     )
 
 
+def _check_elastic(args: argparse.Namespace) -> None:
+    """Raise InputError if an option that only --elastic reads is given without it, or out of its range."""
+    for name in ("optimize", "work", "probe_every"):
+        if getattr(args, name) is not None and not args.elastic:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is for --elastic; leave it out, or give --elastic")
+    if args.probe_every is not None and not 0 < args.probe_every < math.inf:
+        raise InputError(f"--probe-every is {args.probe_every}, expected seconds above 0")
+
+
 def _run_elastic(
     args: argparse.Namespace, launch: Launch, ssh: Sequence[str], train_options: Sequence[str]
 ) -> int:
@@ -91,8 +103,8 @@ def _run_elastic(
     options = ElasticOptions(
         checkpoints=found.checkpoint,
         work_folder=args.work or found.checkpoint.parent / "elastic",
-        optimize_options=tuple(shlex.split(args.optimize)),
-        probe_every_s=args.probe_every,
+        optimize_options=tuple(shlex.split(args.optimize or "")),
+        probe_every_s=PROBE_EVERY_S if args.probe_every is None else args.probe_every,
         quiet=args.json,
     )
     if not found.resume:
@@ -150,9 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=29400, help="on the first server (default: 29400)")
     add("--max-restarts", type=int, default=0, metavar="N", help="torchrun's, from the checkpoint")
     elastic = parser.add_argument_group("with --elastic")
-    elastic.add_argument(
-        "--optimize", default="", metavar="OPTIONS", help="of stagewright optimize"
-    )
+    elastic.add_argument("--optimize", metavar="OPTIONS", help="of stagewright optimize")
     elastic.add_argument(
         "--work",
         type=Path,
@@ -160,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for new plans and stages (default: elastic/ beside the checkpoints)",
     )
     elastic.add_argument(
-        "--probe-every", type=float, default=30.0, metavar="S", help="between looks for servers"
+        "--probe-every", type=float, metavar="S", help="between looks for servers (default: 30)"
     )
     add("--json", action="store_true", help="print one JSON object (docs/formats.md)")
     return parser

@@ -26,6 +26,7 @@ TRIES = 3
 """Generations on the same cluster that may end without a new checkpoint, one after the other."""
 SETTLE_S = 1.0
 """How long after a failure servers are asked whether they answer: one that goes down takes a moment."""
+PROBE_EVERY_S = 30.0
 FINISHED = "finished"
 
 
@@ -50,7 +51,7 @@ class ElasticOptions:
     work_folder: Path
     """Clusters, plans and stage modules of later generations are written here; all servers must see it."""
     optimize_options: tuple[str, ...] = ()
-    probe_every_s: float = 30.0
+    probe_every_s: float = PROBE_EVERY_S
     """How often servers without ranks are asked whether they answer."""
     quiet: bool = False
     """Whether what the ranks print goes to the error output."""

@@ -6,7 +6,6 @@ and names those that did not. Until then nothing is sent.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +16,8 @@ from .world import World
 
 ROLL_CALL_S = 2.0
 """How long to wait for the others; they notice a dead peer at once, a stuck one after the same timeout."""
+FIRST_LOOK_S = 0.5
+"""If only one rank is missing by then, it is the one."""
 _PAUSE_S = 0.05
 
 
@@ -40,25 +41,30 @@ def naming_the_missing(world: World) -> Iterator[None]:
 def _missing_ranks(store: Store, rank: int, size: int) -> list[int] | None:
     """Return the ranks that have not given up too; None where the store is gone or stuck."""
     missing = set(range(size)) - {rank}
-    has_asked = threading.Event()
+    has_asked, is_over = threading.Event(), threading.Event()
 
     def ask() -> None:
         try:
-            store.set(_key(rank), "")
+            store.set(key_of(rank), "")
             while missing:
-                missing.difference_update({r for r in missing if store.check([_key(r)])})
+                missing.difference_update({r for r in missing if store.check([key_of(r)])})
                 has_asked.set()
-                time.sleep(_PAUSE_S)
+                if is_over.wait(_PAUSE_S):
+                    return
         except RuntimeError:  # The store has gone with its rank; what was found so far stands.
             return
 
     asking = threading.Thread(target=ask, name="stagewright-roll-call", daemon=True)
     asking.start()
-    asking.join(ROLL_CALL_S)
+    asking.join(FIRST_LOOK_S)
+    if len(missing) > 1 or not has_asked.is_set():
+        asking.join(ROLL_CALL_S - FIRST_LOOK_S)
+    is_over.set()
     return sorted(missing) if has_asked.is_set() else None
 
 
-def _key(rank: int) -> str:
+def key_of(rank: int) -> str:
+    """Return where a rank says in the store that it has given up."""
     return f"stagewright/rank {rank} has lost a peer"
 
 

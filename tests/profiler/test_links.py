@@ -12,6 +12,7 @@ import pytest
 
 from stagewright.cli import run
 from stagewright.cluster import Link
+from stagewright.document import InputError
 from stagewright.profiler.links import Links, PairLink, cluster_text
 from stagewright.profiler.links_command import main
 
@@ -91,3 +92,12 @@ def test_one_size_gives_no_bandwidth_and_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("stagewright links", main, ("--sizes", "4096")) == 2
     assert "--sizes is [4096], expected two or more" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "99")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        InputError, match=r"--device is cuda, but this server has .* for its process 99"
+    ):
+        main(["--device", "cuda"])

@@ -61,6 +61,8 @@ def test_a_plan_for_another_cluster_is_refused(servers: Any) -> None:
         (("--port", "0"), "--port is 0, expected 1 to 65000"),
         (("--max-restarts", "1"), "--max-restarts needs --checkpoint FOLDER --resume"),
         (("--elastic",), "--elastic needs --checkpoint FOLDER"),
+        (("--work", "folder"), "--work is for --elastic; leave it out, or give --elastic"),
+        (("--elastic", "--probe-every", "-1"), "--probe-every is -1.0, expected seconds above 0"),
     ],
 )
 def test_a_wrong_option_is_one_clear_line(
