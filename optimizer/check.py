@@ -7,6 +7,7 @@ within the threshold (throughput).
 """
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .costs.cost import FloatArray, IntArray, Objective, Overlap
 from .costs.tables import StageTables
 from .load import Inputs
 from .problem import Problem
+from .solvers.fluid import Fluid, Layers
 from .solvers.labels.arrays import Costs
 from .solvers.labels.chain import Chain, chain_costs
 
@@ -35,20 +37,28 @@ def check_certificate(certificate: Certificate, inputs: Inputs, path: Path) -> f
     Raises:
         InputError: it proves less than it claims, or it is for no problem that these inputs pose.
     """
-    chain = chain_costs(StageTables(problem_of(certificate, inputs, path)), optimistic=True)
+    problem = problem_of(certificate, inputs, path)
+    prove: Callable[[PricedLoads], float]
+    if certificate.is_for_every_cut:
+        fluid = Fluid(problem, Layers(problem))
+        types, prove = fluid.layers.types, lambda interval: fluid_bound_of(fluid, interval)
+    else:
+        chain = chain_costs(StageTables(problem), optimistic=True)
+        is_indexed = certificate.is_replica_indexed
+        types, prove = chain.types, lambda interval: bound_of(chain, interval, is_indexed)
     proven = np.inf
     covered = 0.0
     for interval in sorted(certificate.intervals, key=lambda i: i.above_ms):
-        if set(interval.per_device) != set(chain.types):
+        if set(interval.per_device) != set(types):
             raise InputError(
                 f"{path}: the certificate prices {sorted(interval.per_device)}, expected the device types "
-                f"{sorted(chain.types)}; plan again"
+                f"{sorted(types)}; plan again"
             )
         if interval.above_ms > covered:
             break
         covered = max(covered, np.inf if interval.up_to_ms is None else interval.up_to_ms)
-        proven = min(proven, bound_of(chain, interval, certificate.is_replica_indexed))
-    if chain.costs.is_step_time or covered == 0:
+        proven = min(proven, prove(interval))
+    if problem.objective == "step-time" or covered == 0:
         proven = min(proven, covered)
     if proven < certificate.bound_ms * (1 - ROUNDING):
         raise InputError(
@@ -125,6 +135,34 @@ def bound_of(chain: Chain, interval: PricedLoads, is_indexed: bool) -> float:
             else 0.0
         )
     return threshold_ms if value - interval.per_ms * threshold_ms > 0 else 0.0
+
+
+def fluid_bound_of(fluid: Fluid, interval: PricedLoads) -> float:
+    """Return the same for plans of any cuts, whose layers each take the kind of stage that is cheapest."""
+    threshold_ms, types = interval.up_to_ms, fluid.layers.types
+    per_device = np.array([interval.per_device[name] for name in types])
+    per_memory = np.array([interval.per_memory.get(name, 0.0) for name in types])
+    most_stages = fluid.problem.max_stages or 0
+    prices = np.array([*per_device, *per_memory, interval.per_stage])
+    if (
+        not np.isfinite(prices).all()
+        or prices.min() < 0
+        or (interval.per_stage and not most_stages)
+    ):
+        return 0.0
+    if threshold_ms is None:
+        return interval.above_ms if fluid.is_flush else 0.0
+    kinds = fluid.kinds
+    own_type, devices = kinds.device_type, kinds.replicas[:, None] * fluid.need_ms / threshold_ms
+    fares = per_device[own_type, None] * devices + per_memory[own_type, None] * fluid.share
+    fares += interval.per_stage * fluid.need_ms / threshold_ms + fluid.time_ms * fluid.is_flush
+    impossible = (fluid.alone_ms > threshold_ms * (1 + ROUNDING)) | fluid.forbidden
+    least = float(np.where(impossible, np.inf, fares).min(axis=0).sum())
+    worth = float(per_device @ fluid.layers.counts + per_memory.sum())
+    value = least - worth - interval.per_stage * most_stages
+    if fluid.is_flush:
+        return interval.above_ms + max(0.0, value)
+    return threshold_ms if value > 0 else 0.0
 
 
 def _fares(

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from stagewright.certificate import Certificate
 from stagewright.plan import EveryCut
 
 from .problem import MS_PER_HOUR, Problem
 from .solvers.constraint_bound import ENOUGH, constraint_bound, is_possible
 from .solvers.constraint_bound import METHOD as CONSTRAINTS
-from .solvers.fluid import METHOD, every_cut_bound
+from .solvers.fluid import METHOD, every_cut_proof
+from .solvers.labels.certify import stated
 from .solvers.solution import NoneFoundError, Solution
 
 FIRST_PART = 0.6
@@ -69,8 +71,8 @@ def stage_of_layers(problem: Problem, solution: Solution) -> tuple[int, ...]:
 
 def every_cut_of(
     problems: Sequence[Problem], solution: Solution, value: float, deadline: float
-) -> tuple[float, EveryCut | None]:
-    """Return a bound for every cut of the graph; and what to say of it if only some were searched.
+) -> tuple[float, EveryCut | None, list[Certificate]]:
+    """Return a bound for every cut of the graph; what to say of it if only some were searched, and its proof.
 
     Args:
         problems: one per micro-batch size.
@@ -78,15 +80,23 @@ def every_cut_of(
         deadline: by time.perf_counter, for the bound that takes time.
     """
     unit = 1000 / MS_PER_HOUR if problems[0].objective == "cost" else 1.0
-    bounds = [every_cut_bound(p, value / unit, mixes_types=solution.mixes_types) for p in problems]
+    mixes = solution.mixes_types
+    proofs = [every_cut_proof(p, value / unit, mixes_types=mixes) for p in problems]
+    bounds = [bound for bound, _ in proofs]
     bound = min(value, unit * min(bounds))
     if all(problem.cuts.is_complete for problem in problems):
-        return bound, None
-    mixes = solution.mixes_types
+        return bound, None, []
+    certificates = [
+        stated(problem, own, intervals, is_for_every_cut=True)
+        for problem, (own, intervals) in zip(problems, proofs, strict=True)
+        if intervals
+    ]
     by_constraints = _bound_by_constraints(problems, bounds, value, deadline, mixes_types=mixes)
     if by_constraints > bound:
-        return by_constraints, EveryCut(lower_bound=by_constraints, method=CONSTRAINTS)
-    return bound, EveryCut(lower_bound=bound, method=METHOD)
+        bound, method = by_constraints, CONSTRAINTS
+    else:
+        method = METHOD
+    return bound, EveryCut(lower_bound=bound, method=method), certificates
 
 
 def _bound_by_constraints(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stagewright.certificate import Certificate
 from stagewright.document import InputError
 from stagewright.plan import Plan, Proof
 from stagewright.scheduling import FORWARD_ONLY, INTERLEAVED, PLANNED_SCHEDULES
@@ -136,9 +137,9 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     value = problem.reported_value(
         prediction.value_ms, [choice.devices for choice in solution.stages]
     )
-    fluid, every = 0.0, None
+    fluid, every, proven_anyhow = 0.0, None, list[Certificate]()
     if request.given is None and request.schedule != INTERLEAVED:  # Whose value is simulated.
-        fluid, every = every_cut_of(problems, solution, value, deadline)
+        fluid, every, proven_anyhow = every_cut_of(problems, solution, value, deadline)
     plan = prediction.plan.replace(
         proof=Proof(
             solver=solution.solver,
@@ -148,7 +149,7 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
             space=_space(solution, [p.microbatch_size for p in problems]),
             every_cut=every,
             certificates=tuple(
-                other.certificate for other, _ in found if other.certificate is not None
+                [s.certificate for s, _ in found if s.certificate is not None] or proven_anyhow
             ),
         ),
         sources=inputs.sources(plan_path),

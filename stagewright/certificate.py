@@ -15,6 +15,8 @@ class PricedLoads(Record):
     """None: no limit."""
     per_device: dict[str, float]
     """By device type."""
+    per_memory: dict[str, float] = {}
+    """For all the memory of a device type, in bounds for every cut."""
     per_stage: float = 0.0
     per_window: float = 0.0
     """Objective throughput: for a micro-batch's time in the first stage's units in flight."""
@@ -43,6 +45,8 @@ class Certificate(Record):
     max_stages: int | None
     cuts: str = "order"
     """Which cuts of the graph the plans may use: of its own order, of several orders, or every one."""
+    is_for_every_cut: bool = False
+    """Whether layers take stages one by one, whatever the cuts; else stages are what is between two cuts."""
     is_replica_indexed: bool
     """Whether the shortest path has the number of replicas behind a cut as part of its state."""
     intervals: tuple[PricedLoads, ...]

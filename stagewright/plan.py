@@ -11,13 +11,14 @@ from stagewright.value import ValueSpec, tensors_of
 
 PLAN_FORMAT = Format(
     name="stagewright.plan",
-    version=6,
+    version=7,
     upgrades={
         1: dict,  # Version 2 adds stages[].recompute, false where it is left out.
         2: dict,  # Version 3 adds autocast, null where left out, and values that depend on the data.
         3: dict,  # Version 4 adds proof.every_cut and certificates[].cuts, which may be left out.
         4: dict,  # Version 5 adds recomputation and money to certificates, none where left out.
         5: dict,  # Version 6 adds the two parts of predicted backwards, null where left out.
+        6: dict,  # Version 7 adds certificates for every cut, none where left out.
     },
 )
 

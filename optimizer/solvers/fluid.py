@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stagewright.certificate import PricedLoads
 from stagewright.graph import AttributeOperation
 from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush
 from stagewright.optimizer.costs.intervals import trained_bytes
@@ -49,7 +50,15 @@ def every_cut_bound(problem: Problem, value_ms: float, *, mixes_types: bool) -> 
     Raises:
         InputError: something that the bound depends on was not measured.
     """
+    return every_cut_proof(problem, value_ms, mixes_types=mixes_types)[0]
+
+
+def every_cut_proof(
+    problem: Problem, value_ms: float, *, mixes_types: bool
+) -> tuple[float, list[PricedLoads]]:
+    """Return the same with the prices that prove it, if prices do."""
     layers = Layers(problem)
+    proof: list[PricedLoads] = []
     if problem.objective == "latency":
         bound = float(layers.forward_ms.min(axis=0).sum())
     elif problem.objective == "cost":
@@ -62,7 +71,8 @@ def every_cut_bound(problem: Problem, value_ms: float, *, mixes_types: bool) -> 
     else:
         fluid = Fluid(problem, layers)
         bound = fluid.step_bound(value_ms) if fluid.is_flush else fluid.load_bound(value_ms)
-    return min(bound * (1 - ROUNDING), value_ms)
+        proof = fluid.proof
+    return min(bound * (1 - ROUNDING), value_ms), proof
 
 
 def _one(problem: Problem, device_type: str) -> tuple[int, ...]:
@@ -198,11 +208,22 @@ class _Table(NamedTuple):
         return fares.argmin(axis=0), float(fares.min(axis=0).sum() - prices.sum())
 
 
+class _Proven(NamedTuple):
+    """Plans of a largest load above one and at most another number, and what prices prove of them."""
+
+    bound_ms: float
+    low_ms: float
+    high_ms: float
+    prices: tuple[float, ...]
+
+
 class Fluid:
     """The bound for stages of one device type each."""
 
     def __init__(self, problem: Problem, layers: Layers) -> None:
         self.problem, self.layers = problem, layers
+        self.proof: list[PricedLoads] = []
+        """The prices behind the last bound."""
         self.is_flush = has_flush(problem.objective)
         self.kinds = self._kinds()
         of_kind = self.kinds.device_type
@@ -253,17 +274,33 @@ class Fluid:
 
     def step_bound(self, value_ms: float) -> float:
         """Return the bound of sum of times plus largest load, by intervals of the load."""
-        open_: list[tuple[float, float, float]] = [(0.0, 0.0, value_ms)]
+        none = tuple(np.zeros_like(self.prices).tolist())
+        open_: list[_Proven] = [_Proven(0.0, 0.0, value_ms, none)]
         for _ in range(MOST_THRESHOLDS):
-            bound, low, high = heapq.heappop(open_)
+            widest = heapq.heappop(open_)
+            bound, low, high, prices = widest
             middle = (low + high) / 2
             if bound >= value_ms or high - low <= CLOSE * value_ms:
-                heapq.heappush(open_, (bound, low, high))
+                heapq.heappush(open_, widest)
                 break
             for start, end in ((low, middle), (middle, high)):
-                found = max(bound, start + self._least_ms(end, value_ms - start))
-                heapq.heappush(open_, (found, start, end))
+                found = start + self._least_ms(end, value_ms - start)
+                better = tuple(self.prices.tolist()) if found > bound else prices
+                heapq.heappush(open_, _Proven(max(bound, found), start, end, better))
+        self.proof = [self._priced(known) for known in sorted(open_, key=lambda p: p.low_ms)]
+        self.proof.append(self._priced(_Proven(0.0, value_ms, math.inf, none)))
         return min(value_ms, open_[0][0])
+
+    def _priced(self, known: "_Proven") -> PricedLoads:
+        kinds, types = self.num_types, self.layers.types
+        each = np.array(known.prices[:kinds]) / self.layers.counts
+        return PricedLoads(
+            above_ms=known.low_ms,
+            up_to_ms=None if math.isinf(known.high_ms) else known.high_ms,
+            per_device=dict(zip(types, each.tolist(), strict=True)),
+            per_memory=dict(zip(types, known.prices[kinds : 2 * kinds], strict=True)),
+            per_stage=known.prices[-1] / (self.problem.max_stages or 1),
+        )
 
     def load_bound(self, value_ms: float) -> float:
         """Return a largest load that no plan keeps, by halving."""
@@ -273,7 +310,11 @@ class Fluid:
                 break
             middle = (low + high) / 2
             # All times count nothing here: what is left above 0 is what devices lack.
-            low, high = (middle, high) if self._least_ms(middle, 1.0) > ROUNDING else (low, middle)
+            if self._least_ms(middle, 1.0) > ROUNDING:
+                low = middle
+                self.proof = [self._priced(_Proven(low, 0.0, low, tuple(self.prices.tolist())))]
+            else:
+                high = middle
         return low
 
     def _least_ms(self, threshold_ms: float, target_ms: float) -> float:

@@ -10,6 +10,7 @@ from stagewright.graph import LayerGraph, LayerNode
 from stagewright.optimizer.branching import cuts
 from stagewright.optimizer.check import check_plan
 from stagewright.optimizer.constraints import Constraints
+from stagewright.optimizer.costs.cost import Objective
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, Result, optimize
 from stagewright.optimizer.solvers import constraint_bound
@@ -108,7 +109,34 @@ def test_many_ideals_are_contracted_and_the_plan_says_so(
     assert proof.every_cut is not None and "fluid" in proof.every_cut.method
     assert proof.every_cut.lower_bound <= every.value * (1 + 1e-9) <= proof.value * (1 + 2e-9)
     proven = check_plan(result.plan, inputs, Path("plan.json"))
-    assert all(bound <= proof.value for bound in proven)
+    assert proven and all(bound <= proof.value for bound in proven)
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("max_stages", [None, 2])
+def test_a_bound_for_every_cut_can_be_checked_and_claims_above_it_are_refused(
+    make_layer: MakeLayer,
+    make_graph: MakeGraph,
+    make_inputs: MakeInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: Objective,
+    max_stages: int | None,
+) -> None:
+    monkeypatch.setattr(Inputs, "sources", lambda *_: ())
+    monkeypatch.setattr(cuts, "MOST_IN_ORDER", 20)
+    monkeypatch.setattr(cuts, "MOST_THIN", 10)
+    monkeypatch.setattr(constraint_bound, "find_spec", lambda _: None)
+    graph = make_graph(chain(make_layer, 40))
+    inputs = make_inputs([graph], [[("fast", 3)]], memory_bytes=5000)
+    request = Request(batch_size=8, objective=objective, max_stages=max_stages, time_limit_s=100.0)
+    plan = optimize(inputs, request, Path("plan.json")).plan
+    every = plan.proof.every_cut
+    assert every is not None and "fluid" in every.method
+    assert check_plan(plan, inputs, Path("plan.json")) == [pytest.approx(every.lower_bound)]
+    claim = plan.proof.certificates[0].replace(bound_ms=every.lower_bound * 1.01)
+    lying = plan.replace(proof=plan.proof.replace(certificates=(claim,)))
+    with pytest.raises(InputError, match="do not trust it"):
+        check_plan(lying, inputs, Path("plan.json"))
 
 
 def test_a_constraint_programme_bounds_every_cut(

@@ -21,8 +21,25 @@ def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Cert
     bounds = [leaf.low_ms + leaf.bound.value for leaf in found.leaves]
     if not is_step_time:
         bounds = [leaf.bound.threshold_ms for leaf in found.leaves if leaf.bound.value > MARGIN]
+    return stated(
+        problem,
+        max(0.0, min([*bounds, found.bound_ms])),
+        [_priced(leaf, types) for leaf in found.leaves],
+        is_replica_indexed=any(leaf.bound.is_indexed for leaf in found.leaves),
+    )
+
+
+def stated(
+    problem: Problem,
+    bound_ms: float,
+    intervals: Sequence[PricedLoads],
+    *,
+    is_replica_indexed: bool = False,
+    is_for_every_cut: bool = False,
+) -> Certificate:
+    """Return a certificate with what was planned."""
     return Certificate(
-        bound_ms=max(0.0, min([*bounds, found.bound_ms])) * (1 - 1e-10),
+        bound_ms=bound_ms * (1 - 1e-10),
         microbatch_size=problem.microbatch_size,
         num_microbatches=problem.num_microbatches,
         schedule=problem.schedule,
@@ -36,8 +53,9 @@ def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Cert
         budget_per_hour=problem.constraints.budget_per_hour,
         max_stages=problem.max_stages,
         cuts=problem.cutting,
-        is_replica_indexed=any(leaf.bound.is_indexed for leaf in found.leaves),
-        intervals=tuple(_priced(leaf, types) for leaf in found.leaves),
+        is_replica_indexed=is_replica_indexed,
+        is_for_every_cut=is_for_every_cut,
+        intervals=tuple(intervals),
     )
 
 
