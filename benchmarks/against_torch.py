@@ -16,7 +16,9 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,6 +39,7 @@ from stagewright.runtime.messages.values import Payload, planned_layout
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.samples import read_samples
 from stagewright.runtime.training.settings import Settings
 from stagewright.schedule import Action, Edge
 from stagewright.value import tensors_of
@@ -229,11 +232,10 @@ class Alone:
         return max(free.values())
 
 
-def data_of(session: Session, dataset: object, order: DataOrder, step: int) -> MicrobatchData:
-    microbatches = [order.indices(0, step, m) for m in range(NUM_MICROBATCHES)]
-    return MicrobatchData(
-        dataset, microbatches, session.plan.inputs, session.dtype, session.world.device, (0, step)
-    )  # type: ignore[arg-type]
+def data_of(session: Session, dataset: Any, order: DataOrder, step: int) -> MicrobatchData:
+    requests = [order.request(step, m) for m in range(NUM_MICROBATCHES)]
+    read, device = partial(read_samples, dataset), session.world.device
+    return MicrobatchData(read, requests, session.plan.inputs, session.dtype, device)
 
 
 class Untupled(torch.nn.Module):

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from against_torch import MICROBATCH_SIZE, ROOT, TASK, make_stages
+from against_torch import ROOT, TASK, make_stages
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.data import TrainingData
 from stagewright.runtime.training.settings import Settings
 
 WINDOWS = (1, 2, 4, 8)
@@ -79,25 +79,11 @@ def run_rank(folder: Path, num_turns: int, num_steps: int) -> None:
 
 def time_turn(session: Session, turn: int, num_steps: int) -> float:
     """Return the ms of some updates, of the slower rank."""
-    dataset = session.task.function("dataset")("train")
-    per_step = session.microbatches_per_step
-    order = DataOrder(len(dataset), MICROBATCH_SIZE, per_step, 0)
-    first = turn * num_steps % (order.steps_per_epoch - num_steps)
-
-    def data_of(step: int) -> MicrobatchData:
-        microbatches = [order.indices(0, step, m) for m in range(per_step)]
-        return MicrobatchData(
-            dataset,
-            microbatches,
-            session.plan.inputs,
-            session.dtype,
-            session.world.device,
-            (0, step),
-        )
-
+    data = TrainingData(session)
+    first = turn * num_steps % (data.steps_per_epoch - num_steps)
     dist.barrier()
     started_s = time.perf_counter()
-    session.train_steps(data_of, range(first, first + num_steps), num_steps)
+    session.train_steps(data.of_step, range(first, first + num_steps), num_steps)
     spent = torch.tensor([time.perf_counter() - started_s])
     dist.all_reduce(spent, op=dist.ReduceOp.MAX)
     return spent.item() * 1e3

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from stagewright.optimizer.borders import chain_of
 from stagewright.plan import Plan
 from stagewright.runtime.checking.one_process import OneProcess
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.samples import read_samples
 from stagewright.runtime.training.settings import Settings
 from stagewright.task import load_task
 
@@ -175,10 +177,8 @@ def losses_in_one_process(plan_path: Path, task_name: str) -> list[float]:
     order = DataOrder(len(dataset), plan.microbatch_size, NUM_MICROBATCHES, SEED)
     losses = []
     for step in range(NUM_STEPS):
-        epoch, position = divmod(step, order.steps_per_epoch)
-        chosen = [order.indices(epoch, position, m) for m in range(NUM_MICROBATCHES)]
-        key = (SEED, epoch, position, "sample")
-        data = MicrobatchData(dataset, chosen, plan.inputs, dtype, cpu, key)
+        requests = [order.request(step, m) for m in range(NUM_MICROBATCHES)]
+        data = MicrobatchData(partial(read_samples, dataset), requests, plan.inputs, dtype, cpu)
         losses.append(sum(one.backward(step, data).values()))
         optimizer.step()
         optimizer.zero_grad()

@@ -24,7 +24,7 @@ from slow_network import ADDRESSES, PORT, SERVERS, two_networks
 from stagewright.allocation import keep_freed_memory
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.data import TrainingData
 from stagewright.runtime.training.settings import Settings
 
 MICROBATCHES = (2, 4, 8)
@@ -126,12 +126,7 @@ def run_rank(folder: Path, num_steps: int) -> None:
 
 def time_step(session: Session, step: int) -> float:
     """Return the ms of one step of the slower rank."""
-    plan, dataset = session.plan, session.task.function("dataset")("train")
-    order = DataOrder(len(dataset), plan.microbatch_size, plan.num_microbatches, 0)
-    microbatches = [order.indices(0, step, m) for m in range(plan.num_microbatches)]
-    data = MicrobatchData(
-        dataset, microbatches, plan.inputs, session.dtype, session.world.device, (0, step)
-    )
+    data = TrainingData(session).of_step(step)
     dist.barrier()
     started_s = time.perf_counter()
     session.train_step(data, step)

@@ -30,7 +30,8 @@ from stagewright.allocation import keep_freed_memory
 from stagewright.plan import Plan
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
-from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.batches import DataOrder
+from stagewright.runtime.training.data import TrainingData
 from stagewright.runtime.training.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,7 +155,7 @@ def run_rank(folder: Path, num_steps: int) -> None:
     dataset = sessions["even"].task.function("dataset")("train")
     order = DataOrder(len(dataset), MICROBATCH_SIZE, NUM_MICROBATCHES[size], 0)
     rivals: dict[str, Callable[[int], None]] = {
-        names[name]: partial(run_ours, session, dataset, order)
+        names[name]: partial(run_ours, session, TrainingData(session))
         for name, session in sessions.items()
     }
     rivals["even split, torch's 1F1B"] = theirs(sessions["even"], dataset, order)
@@ -185,21 +186,9 @@ def times_in_turn(
     return times
 
 
-def run_ours(session: Session, dataset: Any, order: DataOrder, step: int) -> None:
+def run_ours(session: Session, data: TrainingData, step: int) -> None:
     """Run one step of a plan without its update."""
-    num_microbatches = session.plan.num_microbatches
-    microbatches = [order.indices(0, step, m) for m in range(num_microbatches)]
-    session.compute_gradients(
-        MicrobatchData(
-            dataset,
-            microbatches,
-            session.plan.inputs,
-            session.dtype,
-            session.world.device,
-            (0, step),
-        ),
-        step,
-    )
+    session.compute_gradients(data.of_step(step), step)
 
 
 class Untupled(torch.nn.Module):

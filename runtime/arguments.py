@@ -32,6 +32,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("watch_every", lambda v: v >= 1, "at least 1"),
     ("warm_up", lambda v: v >= 0, "at least 0"),
+    ("prefetch", lambda v: v >= 0, "at least 0"),
     ("clip_norm", lambda v: 0 < v < math.inf, "a finite number above 0"),
     (
         "timeout",
@@ -76,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, help="write the trained weights here (safetensors, original names)")
     _add_checkpoints(parser)
-    add("--no-evaluation", action="store_true", help="do not evaluate on the held-out split")
+    _add_data(parser)
     _add_places(parser)
     add(
         "--timeout",
@@ -111,6 +112,20 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="run these rows instead: CSV as torchtitan's (.csv), or as stagewright schedule prints them",
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """Add how the datasets are used."""
+    add = parser.add_argument
+    add("--no-evaluation", action="store_true", help="do not evaluate on the held-out split")
+    add(
+        "--prefetch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes per rank that read samples ahead of training (default: 0, the rank reads them "
+        "itself); each holds the dataset, and gains where an item takes time",
     )
 
 

@@ -132,6 +132,7 @@ def _training_options(args: argparse.Namespace) -> TrainingOptions:
         checkpoint_async=args.checkpoint_async,
         resume=args.resume,
         evaluate=not args.no_evaluation,
+        prefetch=args.prefetch,
         watch=watch_options(args),
     )
 

@@ -24,7 +24,7 @@ from stagewright.task import Task, load_task
 
 from .execution.executor import Batches, Executor, Finish
 from .execution.randomness import LayerSeeds, seeded
-from .execution.rank_program import rank_program
+from .execution.rank_program import RankProgram, rank_program
 from .execution.replicas import Reduction
 from .execution.versions import VersionedRunner
 from .messages.exchange import Exchange
@@ -109,6 +109,7 @@ class Session:
         )
         self.optimizer = settings.make_optimizer(list(self.reduction.parameters.values()))
         self._units_since_averaging = 0
+        self._evaluations: dict[int, RankProgram] = {}
         self.windows: WindowTraining | None = None  # With flush.
         if is_flushless:
             refuse_shared_parameters(self.schedule, plan, self.reduction.holders)
@@ -306,11 +307,21 @@ class Session:
             done[step][1][own] = loss.item()
         return done
 
-    def evaluate(self, data: MicrobatchData, num_microbatches: int) -> tuple[float, float | None]:
+    def program_of(self, steps: range) -> RankProgram:
+        """Return what this rank executes in a run of steps (`train_steps`)."""
+        return self._program if self.windows is None else self.windows.program_of(len(steps))
+
+    def evaluation_program(self, num_microbatches: int) -> RankProgram:
+        """Return what this rank executes in an evaluation."""
+        if num_microbatches not in self._evaluations:
+            pipeline = self.plan.pipeline(num_microbatches)
+            rows = forward_schedule(pipeline)
+            program = rank_program(pipeline, rows, self.world.rank, forward_only=True)
+            self._evaluations[num_microbatches] = program
+        return self._evaluations[num_microbatches]
+
+    def evaluate(self, data: MicrobatchData) -> tuple[float, float | None]:
         """Return the mean loss and the mean metric (None if the task has none) over some micro-batches."""
-        pipeline = self.plan.pipeline(num_microbatches)
-        rows = forward_schedule(pipeline)
-        program = rank_program(pipeline, rows, self.world.rank, forward_only=True)
         loss_of = self.task.function("loss") if self.is_loss_rank else None
         metric_of = self.task.function("metric") if self.task.has("metric") else None
         sums = torch.zeros(3, dtype=torch.float64)
@@ -325,7 +336,7 @@ class Session:
 
         self.average_buffers()
         with torch.no_grad(), self._evaluating():
-            self.executor.run(program, data, 0, finish)
+            self.executor.run(self.evaluation_program(len(data)), data, 0, finish)
         if self.world.control is not None:
             with waiting_for("the sum of the evaluation"):
                 dist.all_reduce(sums, group=self.world.control)

@@ -25,7 +25,7 @@ from stagewright.runtime.ranks.world import World
 from stagewright.runtime.session import Session
 from stagewright.runtime.storage.package import StagePackage
 from stagewright.runtime.storage.weights import save_tensors
-from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.data import TrainingData
 from stagewright.runtime.training.settings import Settings
 from stagewright.task import Task
 
@@ -160,12 +160,7 @@ def _data(session: Session) -> Batches:
     plan, task, seed = session.plan, session.task, session.settings.seed
     if not task.has("dataset"):
         return ExampleData(task, plan, session.dtype, session.world.device, seed)
-    dataset = task.call("dataset", "train")
-    order = DataOrder(len(dataset), plan.microbatch_size, plan.num_microbatches, seed)
-    microbatches = [order.indices(0, 0, m) for m in range(plan.num_microbatches)]
-    key = (seed, 0, 0, "sample")
-    device = session.world.device
-    return MicrobatchData(dataset, microbatches, plan.inputs, session.dtype, device, key)
+    return TrainingData(session).of_step(0)
 
 
 def _with_loss(task: Task) -> Task:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, default_collate
 
 from stagewright.document import InputError
 from stagewright.plan import ModelInput
-from stagewright.runtime.execution.randomness import seed_of, seeded
+from stagewright.runtime.execution.randomness import seed_of
 from stagewright.runtime.execution.stage import Values
 from stagewright.runtime.messages.values import map_tensors, tensors_in
+
+from .samples import Read, Request
 
 TOGETHER_BYTES = 2**18
 """Further micro-batches are loaded together with one up to so many bytes: of small samples, most of the
@@ -48,30 +49,41 @@ class DataOrder:
         first = step * self._batch_size + microbatch * self._microbatch_size
         return self._order[first : first + self._microbatch_size]
 
+    def request(self, step: int, microbatch: int) -> Request:
+        """Return what makes up a micro-batch of a step of the whole training."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        seed = seed_of(self._seed, epoch, position, "sample", microbatch)
+        return Request("train", self.indices(epoch, position, microbatch), seed)
+
 
 class MicrobatchData:
     """The micro-batches of one step (or of one evaluation), loaded when they are asked for."""
 
     def __init__(
         self,
-        dataset: Dataset[Any],
-        microbatches: Sequence[Sequence[int]],
+        read: Read,
+        requests: Sequence[Request],
         inputs: Sequence[ModelInput],
         dtype: torch.dtype,
         device: torch.device,
-        key: tuple[int | str, ...],
+        *,
+        together: bool = True,
     ) -> None:
-        """key and the micro-batch seed what the dataset draws at random (augmentation)."""
-        self._dataset = dataset
-        self._microbatches = microbatches
+        """requests: one for each micro-batch; together: whether to load small ones before they are needed."""
+        self._together = together
+        self._read_samples = read
+        self._requests = requests
         self._inputs = {model_input.layer: model_input.key for model_input in inputs}
         self._dtype = dtype
         self._device = device
-        self._key = key
         self._loaded: dict[int, tuple[Any, Any]] = {}
 
+    def __len__(self) -> int:
+        """Return how many micro-batches there are."""
+        return len(self._requests)
+
     def size_of(self, microbatch: int) -> int:
-        return len(self._microbatches[microbatch])
+        return len(self._requests[microbatch].indices)
 
     def inputs_of(self, microbatch: int, layers: Sequence[str]) -> Values:
         wanted = [layer for layer in layers if layer in self._inputs]
@@ -91,7 +103,8 @@ class MicrobatchData:
             return
         if with_target or any(layer in self._inputs for layer in layers):
             num_bytes = sum(tensor.nbytes for tensor in tensors_in(self._load(first)))
-            others = others[: TOGETHER_BYTES // max(1, num_bytes)]
+            most = TOGETHER_BYTES // max(1, num_bytes) if self._together else 0
+            others = others[:most]
             self._loaded |= {microbatch: self._read(microbatch) for microbatch in others}
 
     def _load(self, microbatch: int) -> tuple[Any, Any]:
@@ -101,14 +114,8 @@ class MicrobatchData:
 
     def _read(self, microbatch: int) -> tuple[Any, Any]:
         """Return inputs and targets of a micro-batch from the dataset."""
-        with seeded(seed_of(*self._key, microbatch)):
-            samples = [self._dataset[index] for index in self._microbatches[microbatch]]
-        if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:
-            raise InputError(
-                f"dataset: item is a {type(samples[0]).__name__}, expected (input, target)"
-            )
-        collated = default_collate(samples)
-        return self._place(collated[0]), self._place(collated[1])
+        inputs, targets = self._read_samples(self._requests[microbatch])
+        return self._place(inputs), self._place(targets)
 
     def _place(self, value: Any) -> Any:
         """Move tensors to the device, floating-point ones to the run's dtype."""

@@ -153,6 +153,10 @@ class WindowTraining:
         yield
         self.versions.end()
 
+    def program_of(self, num_steps: int) -> RankProgram:
+        """Return what this rank executes in so many steps."""
+        return self._prepare(num_steps)[0]
+
     def _prepare(self, num_steps: int) -> tuple[RankProgram, Mapping[int, int]]:
         """Return this rank's program and the versions of its units."""
         if num_steps not in self._programs:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +24,7 @@ from stagewright.runtime.storage.weights import state_of_stages
 from stagewright.runtime.watching.metrics import EpochMetrics, own_step
 from stagewright.runtime.watching.watch import Watch, WatchOptions
 
-from .batches import DataOrder, MicrobatchData, in_order
+from .data import TrainingData
 from .settings import options_that_agree
 from .stopping import is_stop_requested
 from .updating import class_name
@@ -50,6 +50,8 @@ class TrainingOptions:
     resume: bool = False
     evaluate: bool = True
     """Whether to evaluate on the held-out split at the end of every epoch."""
+    prefetch: int = 0
+    """Processes per rank that read samples ahead of training; 0: the rank reads them itself."""
     watch: WatchOptions = field(default_factory=WatchOptions)
 
     def __post_init__(self) -> None:
@@ -87,47 +89,48 @@ def train(session: Session, options: TrainingOptions, *, progress: bool) -> Hist
         InputError: the dataset is too small, or a checkpoint does not fit.
         PeerLostError: another rank died or is stuck.
     """
-    plan, task, seed = session.plan, session.task, session.settings.seed
     shake_hands(session.world, options_that_agree(options, "watch"))
-    dataset = task.call("dataset", "train")
-    per_step = session.microbatches_per_step
-    order = DataOrder(len(dataset), plan.microbatch_size, per_step, seed)
+    data = TrainingData(session)
     resumed = _resume(session, options)
     history = History(first_step=0 if resumed is None else resumed.step)
-    last = options.epochs * order.steps_per_epoch
+    planned = last = options.epochs * data.steps_per_epoch
     if options.max_steps is not None:
         last = min(last, options.max_steps)
     saver = _saver_of(session, options)
     extent = {"num_steps": last, "first_step": history.first_step}
     watch = Watch(session.world, options.watch, **extent, progress=progress)
-    planned = options.epochs * order.steps_per_epoch
+    runs = partial(_runs_of_steps, session, options, history.first_step, last, data.steps_per_epoch)
 
-    def data_of(step: int) -> MicrobatchData:
-        epoch, position = divmod(step, order.steps_per_epoch)
-        microbatches = [order.indices(epoch, position, m) for m in range(per_step)]
-        return _data(session, dataset, microbatches, epoch, position)
+    def ends_epoch(step: int) -> bool:
+        return (step + 1) % data.steps_per_epoch == 0 or step + 1 == last
 
-    with nullcontext() if saver is None else saver.telling_first():
-        for steps in _runs_of_steps(session, options, history.first_step, last, order):
+    def is_evaluated(step: int) -> bool:
+        return options.evaluate and ends_epoch(step)
+
+    with (
+        data.reading_ahead(options.prefetch, runs(), is_evaluated),
+        nullcontext() if saver is None else saver.telling_first(),
+    ):
+        for steps in runs():
             with watch.trace.around(steps, session.executor):
-                done = session.train_steps(data_of, steps, planned)
+                done = session.train_steps(data.of_step, steps, planned)
             for step, (times, step_losses) in zip(steps, done, strict=True):
-                epoch, position = divmod(step, order.steps_per_epoch)
+                epoch, position = divmod(step, data.steps_per_epoch)
                 rate = session.settings.learning_rate_at(step, planned)
                 place = {"step": step + 1, "epoch": epoch, "num_samples": session.batch_size}
                 own = own_step(times, step_losses, **place, learning_rate=rate)
                 history.losses += watch.add(own)
             if saver is not None:
                 saver.check()
-            ends_epoch = position + 1 == order.steps_per_epoch or step + 1 == last
-            is_saved = step + 1 == last or _is_due(options, step + 1, ends_epoch)
-            if ends_epoch or (is_saved and saver is not None):
+            is_saved = step + 1 == last or _is_due(options, step + 1, ends_epoch(step))
+            if ends_epoch(step) or (is_saved and saver is not None):
                 # Before a checkpoint too: a resumed run finds the metrics of all steps done.
                 history.losses += watch.gather()
                 loss_sum = _epoch_loss_sum(history.losses, position + 1, resumed)
-            if ends_epoch:
+            if ends_epoch(step):
                 mean = None if loss_sum is None else loss_sum / (position + 1)
-                history.epochs.append(_epoch_metrics(session, options, epoch, step, mean))
+                tested = _evaluate(session, data) if is_evaluated(step) else (None, None)
+                history.epochs.append(_epoch_metrics(epoch, step, mean, *tested))
                 watch.end_epoch(history.epochs[-1])
             if is_saved and saver is not None:
                 _save(session, saver, step + 1, loss_sum)
@@ -167,27 +170,28 @@ def _epoch_loss_sum(
 
 
 def _epoch_metrics(
-    session: Session, options: TrainingOptions, epoch: int, step: int, mean_loss: float | None
+    epoch: int, step: int, train: float | None, test: float | None, metric: float | None
 ) -> EpochMetrics:
-    """Return what an epoch gave whose last step is `step`, with the evaluation that ends it."""
-    test_loss, test_metric = _evaluate(session) if options.evaluate else (None, None)
     return EpochMetrics(
-        epoch=epoch,
-        step=step + 1,
-        train_loss=mean_loss,
-        test_loss=test_loss,
-        test_metric=test_metric,
+        epoch=epoch, step=step + 1, train_loss=train, test_loss=test, test_metric=metric
     )
 
 
+def _evaluate(session: Session, data: TrainingData) -> tuple[float | None, float | None]:
+    """Return mean loss and metric on the held-out split; None where the task has no such thing."""
+    session.world.whereabouts.enter("the evaluation")
+    batches = data.of_evaluation()
+    return (None, None) if batches is None else session.evaluate(batches)
+
+
 def _runs_of_steps(
-    session: Session, options: TrainingOptions, first: int, last: int, order: DataOrder
+    session: Session, options: TrainingOptions, first: int, last: int, steps_per_epoch: int
 ) -> Iterator[range]:
     """Yield the steps between which the pipeline is empty.
 
     With flush that is each step. Without, it runs on to the end of the epoch or to the next checkpoint.
     """
-    ends = [order.steps_per_epoch]
+    ends = [steps_per_epoch]
     if options.checkpoint_folder is not None and options.checkpoint_every is not None:
         ends.append(options.checkpoint_every)
     while first < last:
@@ -196,29 +200,6 @@ def _runs_of_steps(
             until = first + 1
         yield range(first, until)
         first = until
-
-
-def _data(
-    session: Session, dataset: Any, microbatches: list[Any], *key: int | str
-) -> MicrobatchData:
-    return MicrobatchData(
-        dataset,
-        microbatches,
-        session.plan.inputs,
-        session.dtype,
-        session.world.device,
-        (session.settings.seed, *key, "sample"),
-    )
-
-
-def _evaluate(session: Session) -> tuple[float | None, float | None]:
-    """Return mean loss and metric on the held-out split; None where the task has no such thing."""
-    session.world.whereabouts.enter("the evaluation")
-    test = session.task.call("dataset", "test")
-    if test is None or not len(test):
-        return None, None
-    microbatches = in_order(len(test), session.plan.microbatch_size)
-    return session.evaluate(_data(session, test, list(microbatches), "test"), len(microbatches))
 
 
 def _saver_of(session: Session, options: TrainingOptions) -> CheckpointSaver | None:

@@ -22,7 +22,8 @@ from stagewright.runtime.ranks.world import World
 from stagewright.runtime.session import Session
 from stagewright.runtime.storage.folders import STOP_REQUEST
 from stagewright.runtime.storage.weights import save_tensors, state_of_stages
-from stagewright.runtime.training.batches import DataOrder, MicrobatchData
+from stagewright.runtime.training.batches import MicrobatchData
+from stagewright.runtime.training.data import TrainingData
 from stagewright.runtime.training.memory import peak_of, recorded_allocations, storage_bytes
 from stagewright.runtime.training.settings import Settings
 from stagewright.runtime.training.trainer import History, TrainingOptions, train
@@ -37,17 +38,7 @@ def start(world: World, directory: str, task: str, settings: dict[str, Any]) -> 
 
 
 def step_data(session: Session, step: int) -> MicrobatchData:
-    """Return the data of one step of the first epoch."""
-    plan, seed = session.plan, session.settings.seed
-    dataset, per_step = session.task.function("dataset")("train"), session.microbatches_per_step
-    order = DataOrder(len(dataset), plan.microbatch_size, per_step, seed)
-    microbatches = [order.indices(0, step, m) for m in range(per_step)]
-    key = (seed, 0, step, "sample")
-    return MicrobatchData(dataset, microbatches, plan.inputs, session.dtype, world_device(), key)
-
-
-def world_device() -> torch.device:
-    return torch.device("cpu")
+    return TrainingData(session).of_step(step)
 
 
 def gradients(world: World, **arguments: Any) -> tuple[dict[int, float], dict[str, Any]]:

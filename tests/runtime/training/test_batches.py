@@ -1,11 +1,14 @@
 """Loading micro-batches: together where they are small, and then the same as one by one."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from stagewright.plan import ModelInput
 from stagewright.runtime.training.batches import TOGETHER_BYTES, MicrobatchData
+from stagewright.runtime.training.samples import Request, read_samples
 from stagewright.value import PerSample, TensorSpec
 
 MICROBATCHES = ((0, 1), (2, 3), (4, 5), (6, 7))
@@ -23,14 +26,14 @@ class Noisy(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.rand(self.size), torch.tensor(index)
 
 
-def data_of(dataset: Noisy) -> MicrobatchData:
+def data_of(dataset: Noisy, *, together: bool = True) -> MicrobatchData:
     spec = TensorSpec(
         shape=(PerSample(per_sample=1), dataset.size), dtype="float32", requires_grad=False
     )
     inputs = (ModelInput(layer="x", key=0, spec=spec),)
-    return MicrobatchData(
-        dataset, MICROBATCHES, inputs, torch.float32, torch.device("cpu"), ("key",)
-    )
+    requests = [Request("train", indices, seed) for seed, indices in enumerate(MICROBATCHES)]
+    read, device = partial(read_samples, dataset), torch.device("cpu")
+    return MicrobatchData(read, requests, inputs, torch.float32, device, together=together)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,9 @@ def test_a_rank_that_takes_no_data_reads_none() -> None:
     dataset = Noisy(8)
     data_of(dataset).prepare([0, 1], ("other",), with_target=False)
     assert dataset.read == []
+
+
+def test_what_other_processes_read_ahead_is_taken_one_by_one() -> None:
+    dataset = Noisy(8)
+    data_of(dataset, together=False).prepare([0, 2, 3], ("x",), with_target=True)
+    assert dataset.read == [0, 1]
