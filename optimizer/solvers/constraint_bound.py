@@ -25,6 +25,7 @@ from stagewright.optimizer.problem import Problem
 from stagewright.value import VoxelsSpec, tensors_of
 
 from .fluid import Fluid, Layers
+from .labels.chain import replica_steps
 
 if TYPE_CHECKING:
     from ortools.sat.python.cp_model import IntVar, LinearExpr
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 METHOD = "a constraint programme over all ideals, without latencies of messages"
 MOST_LITERALS = 5_000
 """Units of layers x stages; with more the bound takes minutes."""
+MOST_TERMS = 200_000
+"""The same x kinds of stages: adding them takes a second or two."""
+EACH_LEVEL = 16
+"""Up to so many units in flight are told apart; of more, by a fifth."""
 PARTS_OF_MS = 10_000
 SPARE = 10_000
 """Parts by which a sum of numbers that are rounded down may be below the number."""
@@ -62,7 +67,13 @@ def is_possible(problem: Problem, *, mixes_types: bool) -> bool:
     if mixes or problem.objective not in ("step-time", "throughput"):
         return False
     size = num_places(problem) * len(problem.units.layers)
-    return size <= MOST_LITERALS and find_spec("ortools") is not None
+    if size > MOST_LITERALS or find_spec("ortools") is None:
+        return False
+    limit = 1 if problem.constraints.straight else problem.num_microbatches
+    names = [group.device_type for group in problem.groups for _ in group.slots]
+    counts = [min(limit, names.count(name)) for name in problem.inputs.graphs]
+    kinds = sum(len(replica_steps(problem.num_microbatches, most)[0]) for most in counts if most)
+    return size * kinds <= MOST_TERMS
 
 
 def num_places(problem: Problem) -> int:
@@ -207,17 +218,18 @@ class _Programme:
         dealt = [-(-num // count) for count in self.kinds.replicas.tolist()]
         keeps_all = problem.schedule == "gpipe"
         most = max(dealt) if keeps_all else min(max(dealt), problem.num_devices + 1)
-        holds = [self.model.new_bool_var("") for _ in range(most)]
+        levels = _levels(most)
+        holds = [self.model.new_bool_var("") for _ in levels]
         self.model.add(_weighted(holds) == self.used[place])
-        for units, literal in enumerate(holds, 1):
+        for literal, units, above in zip(holds, levels, [*levels[1:], most + 1], strict=True):
             for kind, own in enumerate(self.chosen):
-                if units >= dealt[kind]:
+                if above > dealt[kind]:
                     continue
                 both = [own[place], literal]
                 if keeps_all:
                     self.model.add_bool_or([~one for one in both])
                 else:
-                    enough = self.up_to[place] * dealt[kind] <= units * num
+                    enough = self.up_to[place] * dealt[kind] <= (above - 1) * num
                     self.model.add(enough).only_enforce_if(both)
             for which, name in enumerate(self.fluid.layers.types):
                 types = [
@@ -285,6 +297,14 @@ class _Programme:
                 far = _linear(sizes, between, received)
                 self.model.add(time >= far).only_enforce_if(self.far[place])
         return times
+
+
+def _levels(most: int) -> list[int]:
+    """Return rising numbers of units in flight, up to `most`: what is between two counts as the lower."""
+    levels = [1]
+    while levels[-1] < most:
+        levels.append(levels[-1] + max(1, (levels[-1] - EACH_LEVEL) // 5 + 1))
+    return levels[:-1] if levels[-1] > most else levels
 
 
 def _linear(sizes: Sequence[int], links: Sequence[Link], received: "list[IntVar]") -> "LinearExpr":
