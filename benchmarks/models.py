@@ -58,6 +58,7 @@ RATE = 0.001
 SEED = 0
 TIMEOUT_S = "900"
 """Longest wait for another rank: this machine may have other work."""
+REAL_TIME = ("chrt", "-r", "10")
 REPEATS = ("--repeats", "3", "--max-seconds", "20")
 
 
@@ -65,6 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--done", type=Path, default=Path("bench_models.json"), metavar="FILE")
+    parser.add_argument(
+        "--real-time",
+        action="store_true",
+        help="measure with real-time priority (chrt, root), where other work is running",
+    )
     parser.add_argument("--one-process", nargs=2, metavar=("PLAN", "TASK"), help="used by itself")
     args = parser.parse_args()
     if args.one_process:
@@ -76,23 +82,28 @@ def main() -> None:
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            rows[name] = row_of(MODELS[name], Path(folder))
+            rows[name] = row_of(MODELS[name], Path(folder), REAL_TIME if args.real_time else ())
         args.done.write_text(json.dumps(rows, indent=1))
     print(table({name: rows[name] for name in args.models}))
 
 
-def row_of(task_name: str, folder: Path) -> dict[str, Any]:
-    """Take a model through the tools; return its figures, times in ms unless they are named otherwise."""
+def row_of(task_name: str, folder: Path, timed: Sequence[str]) -> dict[str, Any]:
+    """Take a model through the tools; return its figures, times in ms unless they are named otherwise.
+
+    Args:
+        timed: the command that starts what is measured.
+    """
     task = f"stagewright.models.{task_name}"
     (folder / "cluster.toml").write_text(CLUSTER)
     started_s = time.perf_counter()
     path = folder / "cpu.json"
     words = ("profile", task, "--device-type", "cpu", "-b", str(SIZE), *REPEATS)
-    profile = json.loads(stagewright(*words, "-o", str(path), "--json"))
+    command = (*timed, sys.executable, "-m", "stagewright.cli", *words)
+    profile = json.loads(run(*command, "-o", str(path), "--json"))
     profile_s = time.perf_counter() - started_s
     graph = LayerGraph.load(path)
     plan = plan_of_three_stages(graph, folder)
-    run_file = trained(folder, "plan", task)
+    run_file = trained(folder, "plan", task, timed)
     report, losses = run_file["report"], run_file["history"]["losses"]
     draws_in_functions = any(
         layer.random and not isinstance(layer.operation, ModuleOperation) for layer in graph.layers
@@ -153,7 +164,7 @@ def planned(folder: Path, name: str, *options: str) -> Plan:
     return Plan.load(path)
 
 
-def trained(folder: Path, name: str, task: str) -> dict[str, Any]:
+def trained(folder: Path, name: str, task: str, timed: Sequence[str] = ()) -> dict[str, Any]:
     """Train a plan on its ranks; return the report's file."""
     ranks = str(Plan.load(folder / f"{name}.json").num_ranks)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
@@ -161,7 +172,7 @@ def trained(folder: Path, name: str, task: str) -> dict[str, Any]:
     limits = ("--epochs", "100", "--max-steps", str(NUM_STEPS), "--no-evaluation")
     numbers = ("--lr", str(RATE), "--seed", str(SEED), "--timeout", TIMEOUT_S)
     report = folder / f"{name}.report.json"
-    run(sys.executable, *torchrun, *train, *limits, *numbers, "--report", str(report))
+    run(*timed, sys.executable, *torchrun, *train, *limits, *numbers, "--report", str(report))
     content: dict[str, Any] = json.loads(report.read_text())
     return content
 
