@@ -2,13 +2,23 @@
 
 import _thread
 import math
+import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from stagewright.optimizer.costs.cost import IntArray
 from stagewright.optimizer.solvers.labels.stop import stoppable
+
+
+@pytest.fixture
+def raises_when_interrupted() -> Iterator[None]:
+    """Python's own handler, which is missing where the tests were started with interruptions ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def until_told(flag: IntArray) -> str:
@@ -30,7 +40,7 @@ def test_a_search_that_ends_is_not_told() -> None:
     assert stoppable(lambda flag: int(flag[0]), math.inf) == 0
 
 
-def test_an_interruption_is_raised_and_ends_the_search() -> None:
+def test_an_interruption_is_raised_and_ends_the_search(raises_when_interrupted: None) -> None:
     """Many times: the interruption may come while the thread is being started."""
     before = threading.active_count()
     for _ in range(100):
