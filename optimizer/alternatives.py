@@ -91,12 +91,6 @@ def worth(solution: Solution, problem: Problem) -> float:
     return problem.reported_value(solution.value_ms, devices)
 
 
-def bound_of(solution: Solution, problem: Problem) -> float:
-    """Return a solution's bound in the unit that the objective is reported in."""
-    devices = [choice.devices for choice in solution.stages]
-    return problem.reported_value(solution.bound_ms, devices)
-
-
 def fewer_devices(solution: Solution, problem: Problem, deadline: float = math.inf) -> Fewer | None:
     """Return the fewest devices with a plan that does as well; None if there are no fewer.
 

@@ -1,13 +1,15 @@
 """Checks a plan's certificate: recomputes its lower bound by shortest paths, apart from the search.
 
-The bound is for plans with one device type per stage. Every stage of such a plan has at least the replicas
-that its load and its memory demand, so it costs at least prices x these; the cheapest path through the layers
-minus prices x what there is bounds the sum of times (step-time), or, if above 0, says that there is no plan
-within the threshold (throughput).
+Every stage of a plan has at least the replicas that its load and its memory demand, so it costs at least
+prices x these; the cheapest path through the layers minus prices x what there is bounds the sum of times
+(step-time), or, if above 0, says that there is no plan within the threshold (throughput). The bound is for
+plans with one device type per stage; a certificate that holds for several types, too, is recomputed with
+what such stages need (solvers/mixed/needs.py, bound.py), apart from the search for prices and plans.
 """
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +19,24 @@ from stagewright.document import InputError
 from stagewright.plan import Plan
 
 from .branching.cuts import BoolArray, Cutting
+from .check_sets import least_sum_ms
 from .constraints import Constraints
-from .costs.cost import FloatArray, IntArray, Objective, Overlap
+from .costs.cost import FloatArray, IntArray, Objective, Overlap, has_flush
 from .costs.tables import StageTables
 from .load import Inputs
 from .problem import Problem
 from .solvers.fluid import Fluid, Layers
 from .solvers.labels.arrays import Costs
 from .solvers.labels.chain import Chain, chain_costs
+from .solvers.mixed.bound import Prices, Pricing, cheapest_path
+from .solvers.mixed.needs import Mixing, find_needs, mixing_of
 
 ROUNDING = 1e-9
 SLACK = 1e-12
 """Loads are within a threshold up to roundings."""
+
+CheapestPath = Callable[[Costs, float, FloatArray, PricedLoads], float]
+"""From a threshold, prices per replica of each kind of stage, and the other prices."""
 
 
 def check_certificate(certificate: Certificate, inputs: Inputs, path: Path) -> float:
@@ -41,11 +49,14 @@ def check_certificate(certificate: Certificate, inputs: Inputs, path: Path) -> f
     prove: Callable[[PricedLoads], float]
     if certificate.is_for_every_cut:
         fluid = Fluid(problem, Layers(problem))
-        types, prove = fluid.layers.types, lambda interval: fluid_bound_of(fluid, interval)
+        types, prove = fluid.layers.types, partial(fluid_bound_of, fluid)
     else:
-        chain = chain_costs(StageTables(problem), optimistic=True)
-        is_indexed = certificate.is_replica_indexed
-        types, prove = chain.types, lambda interval: bound_of(chain, interval, is_indexed)
+        tables = StageTables(problem)
+        chain = chain_costs(tables, optimistic=True)
+        types = chain.types
+        prove = partial(bound_of, chain, cheapest=_cheapest(certificate, tables, chain))
+        if certificate.is_over_sets:
+            prove = partial(_bound_over_sets, tables)
     proven = np.inf
     covered = 0.0
     for interval in sorted(certificate.intervals, key=lambda i: i.above_ms):
@@ -106,7 +117,7 @@ def problem_of(certificate: Certificate, inputs: Inputs, path: Path) -> Problem:
     )
 
 
-def bound_of(chain: Chain, interval: PricedLoads, is_indexed: bool) -> float:
+def bound_of(chain: Chain, interval: PricedLoads, cheapest: CheapestPath) -> float:
     """Return the least value of plans with a largest load in an interval, as far as prices prove it."""
     costs, threshold_ms = chain.costs, interval.up_to_ms
     prices = np.array([interval.per_device[name] for name in chain.types])
@@ -122,7 +133,6 @@ def bound_of(chain: Chain, interval: PricedLoads, is_indexed: bool) -> float:
     window = interval.per_window * threshold_ms
     if costs.holds_all and window:
         return 0.0
-    cheapest = _indexed_path if is_indexed else _path
     each = prices + interval.per_money * costs.hourly
     value = cheapest(costs, threshold_ms, each[costs.type_of], interval)
     value -= float(prices @ costs.counts) + interval.per_stage * chain.max_stages
@@ -163,6 +173,40 @@ def fluid_bound_of(fluid: Fluid, interval: PricedLoads) -> float:
     if fluid.is_flush:
         return interval.above_ms + max(0.0, value)
     return threshold_ms if value > 0 else 0.0
+
+
+def _cheapest(certificate: Certificate, tables: StageTables, chain: Chain) -> "CheapestPath":
+    if certificate.mixes_types:
+        return _mixed_path(mixing_of(tables, chain))
+    return _indexed_path if certificate.is_replica_indexed else _path
+
+
+def _bound_over_sets(tables: StageTables, interval: PricedLoads) -> float:
+    """Return the least value of plans with a largest load in an interval, over all sets of devices."""
+    is_step_time = has_flush(tables.problem.objective)
+    if interval.up_to_ms is None:
+        return interval.above_ms if is_step_time else 0.0
+    sum_ms = least_sum_ms(tables, interval.up_to_ms)
+    if is_step_time:
+        return interval.above_ms + sum_ms
+    return interval.up_to_ms if sum_ms == np.inf else 0.0
+
+
+def _mixed_path(mixing: Mixing) -> CheapestPath:
+    """Return what finds the cheapest path through stages of one or several types."""
+
+    def cheapest(_: Costs, threshold_ms: float, each: FloatArray, interval: PricedLoads) -> float:
+        pricing = Pricing(mixing, find_needs(mixing, threshold_ms))
+        prices = Prices(
+            each[: mixing.chain.num_types],
+            interval.per_stage,
+            interval.per_window,
+            interval.per_ms,
+            0.0,  # The money is within the prices per replica.
+        )
+        return cheapest_path(pricing.fares(prices).fare)[0]
+
+    return cheapest
 
 
 def _fares(

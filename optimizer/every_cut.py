@@ -11,8 +11,7 @@ from .problem import MS_PER_HOUR, Problem
 from .solvers.constraint_bound import ENOUGH, constraint_bound, is_possible
 from .solvers.constraint_bound import METHOD as CONSTRAINTS
 from .solvers.fluid import METHOD, every_cut_proof
-from .solvers.labels.certify import stated
-from .solvers.solution import NoneFoundError, Solution
+from .solvers.solution import NoneFoundError, Solution, certificate_for
 
 FIRST_PART = 0.6
 """Of the time, for the search over cuts spread evenly; the rest is for those close to its plan's."""
@@ -56,6 +55,8 @@ def solve_thinned(problem: Problem, time_limit_s: float | None, solve: Solve) ->
         bound_ms=0.0,
         space=f"{solution.space}; then cuts close to the best plan's; the bound is for every cut",
         certificate=None,
+        mixed_bound_ms=None,
+        mixed_certificate=None,
     )
     return best, where
 
@@ -87,7 +88,7 @@ def every_cut_of(
     if all(problem.cuts.is_complete for problem in problems):
         return bound, None, []
     certificates = [
-        stated(problem, own, intervals, is_for_every_cut=True)
+        certificate_for(problem, own, intervals, is_for_every_cut=True)
         for problem, (own, intervals) in zip(problems, proofs, strict=True)
         if intervals
     ]

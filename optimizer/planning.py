@@ -13,7 +13,7 @@ from stagewright.document import InputError
 from stagewright.plan import Plan, Proof
 from stagewright.scheduling import FORWARD_ONLY, INTERLEAVED, PLANNED_SCHEDULES
 
-from .alternatives import Fewer, Ranked, best_plans, bound_of, fewer_devices, worth
+from .alternatives import Fewer, Ranked, best_plans, fewer_devices, worth
 from .assemble import Prediction, draft, predict
 from .baselines import Baseline, baselines_of
 from .borders import chain_of
@@ -26,6 +26,7 @@ from .given import GivenStages, scored_stages
 from .infeasible import explain
 from .load import Inputs, check_size
 from .problem import Problem
+from .proofs import bound_of, certificates_of, mixed_types_of
 from .solvers import brute_force, choose, hierarchical, interleaved, local_search
 from .solvers.solution import NoneFoundError, Solution
 
@@ -122,7 +123,7 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
     problems = [_problem(inputs, request, size) for size in _microbatch_sizes(inputs, request)]
     found = _solve_all(problems, request, started)
     solution, problem = min(found, key=lambda pair: worth(*pair))
-    bound = min(bound_of(*pair) for pair in found)
+    bound = min(bound_of(other, of, mixed=solution.mixes_types) for other, of in found)
     deadline = math.inf if request.time_limit_s is None else started + request.time_limit_s
     ranking, ranking_is_whole = _ranking(found, request, deadline)
     proven = solution.solver == "exact" and solution.bound_ms == solution.value_ms
@@ -148,9 +149,8 @@ def optimize(inputs: Inputs, request: Request, plan_path: Path) -> Result:
             lower_bound=min(max(bound, fluid), value),
             space=_space(solution, [p.microbatch_size for p in problems]),
             every_cut=every,
-            certificates=tuple(
-                [s.certificate for s, _ in found if s.certificate is not None] or proven_anyhow
-            ),
+            mixed_types=mixed_types_of(found, solution, value),
+            certificates=certificates_of(found, solution) or tuple(proven_anyhow),
         ),
         sources=inputs.sources(plan_path),
     )

@@ -16,7 +16,7 @@ PROVEN_GAP = 1e-9
 def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
     """Return the object that --json prints; docs/formats.md lists its keys."""
     plan, problem = result.plan, result.problem
-    every = plan.proof.every_cut
+    every, mixed = plan.proof.every_cut, plan.proof.mixed_types
     return {
         "plan": str(plan_path),
         "objective": plan.proof.objective,
@@ -28,6 +28,8 @@ def report_of(result: Result, plan_path: Path) -> dict[str, Any]:
         "every_cut_bound_value": None if every is None else every.lower_bound,
         "every_cut_gap": plan.proof.every_cut_gap,
         "every_cut_method": None if every is None else every.method,
+        "mixed_types_bound_value": None if mixed is None else mixed.lower_bound,
+        "mixed_types_gap": plan.proof.mixed_types_gap,
         "solver": plan.proof.solver,
         "space": plan.proof.space,
         "cost_model": "stagewright",
@@ -226,11 +228,7 @@ def text_of(report: dict[str, Any]) -> str:
         f"{report['objective']:15} {value:>13}  predicted by the {judge}; bound {bound}, "
         f"gap {report['gap']:.2%} ({solver})"
     )
-    if report["every_cut_gap"] is not None:
-        lines.append(
-            f"{'every cut':15} {'':13}  bound {report['every_cut_bound_value']:.5g}, gap "
-            f"{report['every_cut_gap']:.2%}, for all cuts of the graph ({report['every_cut_method']})"
-        )
+    lines += _wider_bounds(report)
     if report["predicted_period_ms"] is not None:
         lines.append(
             f"period          {report['predicted_period_ms']:10.3f} ms  predicted by the closed formula"
@@ -254,6 +252,22 @@ def text_of(report: dict[str, Any]) -> str:
     lines.append(f"searched: {report['space']}")
     lines.append(f"plan written to {report['plan']}")
     return "\n".join(lines)
+
+
+def _wider_bounds(report: dict[str, Any]) -> list[str]:
+    """Return lines on what is known beyond the space that was searched."""
+    lines = []
+    if report["every_cut_gap"] is not None:
+        lines.append(
+            f"{'every cut':15} {'':13}  bound {report['every_cut_bound_value']:.5g}, gap "
+            f"{report['every_cut_gap']:.2%}, for all cuts of the graph ({report['every_cut_method']})"
+        )
+    if report["mixed_types_gap"] is not None:
+        lines.append(
+            f"{'mixed types':15} {'':13}  bound {report['mixed_types_bound_value']:.5g}, gap "
+            f"{report['mixed_types_gap']:.2%}, with stages of several device types, too"
+        )
+    return lines
 
 
 def _ranking_lines(report: dict[str, Any]) -> list[str]:

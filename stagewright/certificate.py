@@ -47,6 +47,10 @@ class Certificate(Record):
     """Which cuts of the graph the plans may use: of its own order, of several orders, or every one."""
     is_for_every_cut: bool = False
     """Whether layers take stages one by one, whatever the cuts; else stages are what is between two cuts."""
+    mixes_types: bool = False
+    """Whether it holds for stages on devices of several types, too, not only for those of one type."""
+    is_over_sets: bool = False
+    """Whether the bounds of its intervals are over all sets of devices, without prices."""
     is_replica_indexed: bool
     """Whether the shortest path has the number of replicas behind a cut as part of its state."""
     intervals: tuple[PricedLoads, ...]

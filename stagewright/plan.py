@@ -11,7 +11,7 @@ from stagewright.value import ValueSpec, tensors_of
 
 PLAN_FORMAT = Format(
     name="stagewright.plan",
-    version=7,
+    version=8,
     upgrades={
         1: dict,  # Version 2 adds stages[].recompute, false where it is left out.
         2: dict,  # Version 3 adds autocast, null where left out, and values that depend on the data.
@@ -19,6 +19,7 @@ PLAN_FORMAT = Format(
         4: dict,  # Version 5 adds recomputation and money to certificates, none where left out.
         5: dict,  # Version 6 adds the two parts of predicted backwards, null where left out.
         6: dict,  # Version 7 adds certificates for every cut, none where left out.
+        7: dict,  # Version 8 adds proof.mixed_types, certificates[].mixes_types and is_over_sets, optional.
     },
 )
 
@@ -135,6 +136,13 @@ class EveryCut(Record):
     """How it was found, for people."""
 
 
+class MixedTypes(Record):
+    """What is known about stages of several device types if the space has one type per stage."""
+
+    lower_bound: float
+    """No plan, with stages of one or several types, has a smaller value."""
+
+
 class Proof(Record, omit_defaults=True):
     """How good the plan is known to be."""
 
@@ -149,6 +157,8 @@ class Proof(Record, omit_defaults=True):
     """Which plans were searched, for people."""
     every_cut: EveryCut | None = None
     """None: the space has all cuts of the graph, or nothing is known."""
+    mixed_types: MixedTypes | None = None
+    """None: the space has stages of several types, or nothing is known."""
     certificates: tuple[Certificate, ...] = ()
     """Prices that prove a lower bound, for every micro-batch size that was searched; empty: none was made."""
 
@@ -156,6 +166,13 @@ class Proof(Record, omit_defaults=True):
     def gap(self) -> float:
         """How far the value may be above the optimum of the space, as a fraction of the value."""
         return (self.value - self.lower_bound) / self.value if self.value else 0.0
+
+    @property
+    def mixed_types_gap(self) -> float | None:
+        """How far the value may be above the optimum with stages of several types; None: nothing is known."""
+        if self.mixed_types is None:
+            return None
+        return (self.value - self.mixed_types.lower_bound) / self.value if self.value else 0.0
 
     @property
     def every_cut_gap(self) -> float | None:

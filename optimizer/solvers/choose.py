@@ -1,6 +1,7 @@
 """Solver `exact`: stages of mixed types while the cluster is small (exact.py), labels beyond."""
 
 import math
+import time
 
 from stagewright.document import InputError
 from stagewright.flushless import FLUSHLESS
@@ -12,6 +13,8 @@ from .solution import Solution
 
 MOST_ENTRIES = 2e7
 """Of tables per threshold, in exact.py: about half a second."""
+LABELS_PART = 0.75
+"""Of the time, for plans with one type per stage; the rest is for stages of several types."""
 CONSTRAINTS_OF_LABELS = ("--straight", "--fix", "--allow-recompute", "--budget", "--deadline-ms")
 
 
@@ -23,7 +26,19 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
     """
     if table_entries(problem) <= MOST_ENTRIES:
         return exact.solve(problem, time_limit_s)
-    return solve_by_labels(problem, time_limit_s)
+    from .mixed.solve import may_mix, with_mixed_stages  # Its loops may have to be compiled first.
+
+    if not may_mix(problem):
+        return solve_by_labels(problem, time_limit_s)
+    started = time.perf_counter()
+    limit_s = None if time_limit_s is None else LABELS_PART * time_limit_s
+    solution = solve_by_labels(problem, limit_s)
+    if solution is None:
+        return None
+    left_s = None
+    if time_limit_s is not None:
+        left_s = max(0.0, time_limit_s - (time.perf_counter() - started))
+    return with_mixed_stages(problem, solution, left_s)
 
 
 def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solution | None:

@@ -14,21 +14,24 @@ Source: the threshold is that of Zheng et al., "Alpa", OSDI 2022, equation 3, th
 with device types and replicas behind a cut follows Narayanan et al., "PipeDream", SOSP 2019, section 3.1.
 """
 
+import bisect
 import heapq
 import itertools
 import math
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from stagewright.certificate import Certificate, PricedLoads
 from stagewright.document import InputError
 from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush
 from stagewright.optimizer.costs.tables import Devices, StageTables
 from stagewright.optimizer.problem import Problem, StageChoice
 
-from .solution import Solution, space_of
+from .solution import Solution, certificate_for, space_of
 
 TOLERANCE = 1e-9
 MOST_WORK = 4e8
@@ -100,7 +103,60 @@ def solve(
         bound_ms=bound / found.weight if found.weight else 0.0,
         space=space_of(problem),
         evaluated=search.thresholds,
+        certificate=_certificate(problem, found),
     )
+
+
+def _certificate(problem: Problem, found: "_Descent") -> Certificate | None:
+    """Return the thresholds that prove a bound; None for objectives and constraints that it does not know."""
+    limits = problem.constraints
+    told = problem.objective in ("step-time", "throughput") and limits.fixed is None
+    if not told or limits.most_devices is not None or not found.known:
+        return None
+    bound_ms, intervals = intervals_of(
+        found.known, found.ends, found.value, is_sum=has_flush(problem.objective)
+    )
+    types = dict.fromkeys(group.device_type for group in problem.groups)
+    nothing = dict.fromkeys(types, 0.0)
+    return certificate_for(
+        problem,
+        bound_ms,
+        tuple(PricedLoads(above_ms=a, up_to_ms=b, per_device=nothing) for a, b in intervals),
+        mixes_types=True,
+        is_over_sets=True,
+    )
+
+
+def intervals_of(
+    known: Mapping[float, float], ends: Iterable[float], value_ms: float, *, is_sum: bool
+) -> tuple[float, list[tuple[float, float | None]]]:
+    """Return the best bound that some thresholds prove, and the fewest intervals of the load that do.
+
+    Args:
+        known: the least sums of times of plans within each threshold that was tried.
+        ends: of intervals that the search told apart.
+        is_sum: the objective is sum plus load, else the load alone.
+    """
+    if not is_sum:
+        empty = [t for t, sum_ms in known.items() if sum_ms == math.inf and t <= value_ms]
+        bound_ms = max(empty, default=0.0)
+        return bound_ms, [(0.0, bound_ms)] if empty else []
+    tried = sorted(known)
+    cuts = sorted({0.0, value_ms, *(end for end in (*tried, *ends) if 0 < end < value_ms)})
+    above = [
+        known[tried[i]] if (i := bisect.bisect_left(tried, cut)) < len(tried) else 0.0
+        for cut in cuts
+    ]
+    bound_ms = min([value_ms, *(low + s for low, s in zip(cuts, above[1:], strict=False))])
+    intervals: list[tuple[float, float | None]] = [(value_ms, None)]
+    last = len(cuts) - 1
+    while last > 0:
+        first = last - 1
+        while first > 0 and cuts[first - 1] + above[last] >= bound_ms:
+            first -= 1
+        intervals.append((cuts[first], cuts[last]))
+        last = first
+    return bound_ms, intervals
 
 
 class _Descent:
@@ -116,6 +172,10 @@ class _Descent:
         self.deadline_ms = problem.constraints.deadline_ms or math.inf
         self.sum_weight = 1.0 if has_flush(problem.objective) or problem.is_inference else 0.0
         self.load_weight = 0.0 if problem.is_inference else 1.0
+        self.known: dict[float, float] = {}
+        """The least latency of plans within each threshold that was tried; of the only class."""
+        self.ends: set[float] = set()
+        """Of the intervals that were told apart."""
         nothing = (0.0,) * len(search.classes)
         self.open = [(0.0, 0.0, problem.most_load_ms, nothing)] if nothing else []
         """Intervals (bound, low, high, sums): plans of class c with a load in (low, high] have at least
@@ -132,6 +192,7 @@ class _Descent:
             return
         columns = self.search.fill(high)
         states = [self.search.best_state(columns, c.sets) for c in self.search.classes]
+        self.known[high] = min(sum_ms for sum_ms, _ in states)
         sums = [math.inf] * len(states)
         loads = [-math.inf] * len(states)
         for index, (sum_ms, state) in enumerate(states):
@@ -154,6 +215,7 @@ class _Descent:
             self.best, self.value, self.weight = found, weight * time_ms, weight
 
     def _push(self, sums: tuple[float, ...], low: float, high: float) -> None:
+        self.ends.update((low, high))
         bound = min(self._bound(c, sums[c], low) for c in range(len(sums)))
         if low < high and bound < self.value * (1 - TOLERANCE):
             heapq.heappush(self.open, (bound, low, high, sums))

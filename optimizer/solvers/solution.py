@@ -1,8 +1,9 @@
 """What every solver returns: the stages of a plan, with the proof of how good they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stagewright.certificate import Certificate
+from stagewright.certificate import Certificate, PricedLoads
 from stagewright.document import InputError
 from stagewright.optimizer.problem import Problem, StageChoice
 
@@ -35,6 +36,10 @@ class Solution:
     """Whether plans of the space may have stages on devices of several types."""
     certificate: Certificate | None = None
     """Proves the bound, or part of it."""
+    mixed_bound_ms: float | None = None
+    """No plan is faster, stages of several types included; None: nothing but bound_ms is known."""
+    mixed_certificate: Certificate | None = None
+    """Proves that one."""
     stages_per_rank: int = 1
     """The stages are dealt to the devices of the first ones in turn; with several, the value is simulated."""
 
@@ -53,4 +58,38 @@ def space_of(problem: Problem, *, one_type_per_stage: bool = False) -> str:
         f"{problem.overlap}, optimizer {problem.optimizer}, memory "
         f"{'limited' if problem.count_memory else 'ignored'}, update "
         f"{'counted' if problem.count_update else 'ignored'}"
+    )
+
+
+def certificate_for(
+    problem: Problem,
+    bound_ms: float,
+    intervals: Sequence[PricedLoads],
+    *,
+    mixes_types: bool = False,
+    is_over_sets: bool = False,
+    is_replica_indexed: bool = False,
+    is_for_every_cut: bool = False,
+) -> Certificate:
+    """Return the certificate of a bound for a problem, a little lower so that roundings do not matter."""
+    return Certificate(
+        bound_ms=max(0.0, bound_ms) * (1 - 1e-10),
+        microbatch_size=problem.microbatch_size,
+        num_microbatches=problem.num_microbatches,
+        schedule=problem.schedule,
+        objective=problem.objective,
+        optimizer=problem.optimizer,
+        overlap=problem.overlap,
+        count_memory=problem.count_memory,
+        count_update=problem.count_update,
+        straight=problem.constraints.straight,
+        allow_recompute=problem.constraints.allow_recompute,
+        budget_per_hour=problem.constraints.budget_per_hour,
+        max_stages=problem.max_stages,
+        cuts=problem.cutting,
+        mixes_types=mixes_types,
+        is_over_sets=is_over_sets,
+        is_for_every_cut=is_for_every_cut,
+        is_replica_indexed=is_replica_indexed,
+        intervals=tuple(intervals),
     )

@@ -15,6 +15,7 @@ from stagewright.optimizer.constraints import Constraints
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, optimize
 from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.solvers import exact
 from stagewright.optimizer.solvers.labels.solve import solve
 from stagewright.plan import Plan
 
@@ -27,10 +28,10 @@ CLUSTERS = (
 )
 
 
-def certified(
+def problem_of(
     random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
-) -> tuple[Inputs, Certificate, float] | None:
-    """Return inputs, the solver's certificate for them, and the value of the best plan that it found."""
+) -> Problem:
+    """Return a problem of any kind that has certificates."""
     memory_bytes = (10**9, 6000, 10**9, 12000)[seed % 4]
     inputs = random_inputs(seed, 5, CLUSTERS[seed % 3], memory_bytes)
     types = {
@@ -38,7 +39,7 @@ def certified(
         for kind, device in inputs.cluster.device_types.items()
     }
     inputs = replace(inputs, cluster=inputs.cluster.replace(device_types=types))
-    problem = Problem(
+    return Problem(
         inputs=inputs,
         microbatch_size=2,
         num_microbatches=4 + seed % 9,
@@ -50,11 +51,18 @@ def certified(
             allow_recompute=seed % 4 == 1, budget_per_hour=6.5 if seed % 3 == 2 else None
         ),
     )
+
+
+def certified(
+    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+) -> tuple[Inputs, Certificate, float] | None:
+    """Return inputs, the solver's certificate for them, and the value of the best plan that it found."""
+    problem = problem_of(random_inputs, seed, objective)
     found = solve(problem, 1.0)
     if found is None:
         return None
     assert found.certificate is not None
-    return inputs, found.certificate, found.value_ms
+    return problem.inputs, found.certificate, found.value_ms
 
 
 @pytest.mark.parametrize("objective", ["step-time", "throughput"])
@@ -121,3 +129,28 @@ def test_the_command_confirms_a_plan_and_refuses_a_falsified_one(
     plan.replace(proof=proof).save(path)
     assert main(["check", str(path)]) == 2
     assert "do not trust it, plan again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_exact_solver_s_thresholds_prove_its_value_and_nothing_above_it(
+    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+) -> None:
+    problem = problem_of(random_inputs, seed, objective)
+    found = exact.solve(problem)
+    if found is None:
+        return
+    certificate = found.certificate
+    assert certificate is not None and certificate.is_over_sets and certificate.mixes_types
+    assert certificate.bound_ms == pytest.approx(found.value_ms, rel=1e-8)
+    assert check_certificate(certificate, problem.inputs, PATH) == certificate.bound_ms
+    claim = found.value_ms * (1 + 1e-6)
+    raised = tuple(
+        interval.replace(up_to_ms=None if interval.up_to_ms is None else interval.up_to_ms * 1.001)
+        for interval in certificate.intervals
+    )
+    for intervals in (certificate.intervals, certificate.intervals[1:], raised, ()):
+        with pytest.raises(InputError, match="do not trust it"):
+            check_certificate(
+                certificate.replace(bound_ms=claim, intervals=intervals), problem.inputs, PATH
+            )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from stagewright.certificate import Certificate, PricedLoads
 from stagewright.optimizer.problem import Problem
+from stagewright.optimizer.solvers.solution import certificate_for
 
 from .found import Found, Leaf
 from .prices import MARGIN
@@ -21,41 +22,11 @@ def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Cert
     bounds = [leaf.low_ms + leaf.bound.value for leaf in found.leaves]
     if not is_step_time:
         bounds = [leaf.bound.threshold_ms for leaf in found.leaves if leaf.bound.value > MARGIN]
-    return stated(
+    return certificate_for(
         problem,
-        max(0.0, min([*bounds, found.bound_ms])),
-        [_priced(leaf, types) for leaf in found.leaves],
+        min([*bounds, found.bound_ms]),
+        tuple(_priced(leaf, types) for leaf in found.leaves),
         is_replica_indexed=any(leaf.bound.is_indexed for leaf in found.leaves),
-    )
-
-
-def stated(
-    problem: Problem,
-    bound_ms: float,
-    intervals: Sequence[PricedLoads],
-    *,
-    is_replica_indexed: bool = False,
-    is_for_every_cut: bool = False,
-) -> Certificate:
-    """Return a certificate with what was planned."""
-    return Certificate(
-        bound_ms=bound_ms * (1 - 1e-10),
-        microbatch_size=problem.microbatch_size,
-        num_microbatches=problem.num_microbatches,
-        schedule=problem.schedule,
-        objective=problem.objective,
-        optimizer=problem.optimizer,
-        overlap=problem.overlap,
-        count_memory=problem.count_memory,
-        count_update=problem.count_update,
-        straight=problem.constraints.straight,
-        allow_recompute=problem.constraints.allow_recompute,
-        budget_per_hour=problem.constraints.budget_per_hour,
-        max_stages=problem.max_stages,
-        cuts=problem.cutting,
-        is_replica_indexed=is_replica_indexed,
-        is_for_every_cut=is_for_every_cut,
-        intervals=tuple(intervals),
     )
 
 

@@ -1,4 +1,5 @@
 // What Python calls (library.py); all arrays are Python's, and every function returns at most one number.
+#include "cover.h"
 #include "indexed.h"
 #include "labels.h"
 
@@ -75,6 +76,20 @@ double time_bound_by_prices(const Costs* costs, double threshold_ms, const Arcs*
                             const Floats* capacity, double target_ms, int64_t rounds) {
   CheapestPath path(*costs, *arcs, threshold_ms);
   return raise_time_bound(path, *prices, *capacity, target_ms, rounds);
+}
+
+// Fills (N,) the prices of the cheapest covers, (N,) limits where those are not below them, and (N, K) their replicas.
+int64_t cheapest_covers(const Ints* dealt, const Floats* each, int64_t num, int64_t must, const Floats* prices,
+                        const Ints* replicas) {
+  Cover cover(*each);
+  const int64_t kinds = each->size();
+  for (int64_t row = 0; row < dealt->size(); ++row) {
+    cover.limit = (*prices)[row];
+    cover.search(dealt->data + row * kinds, num, must);
+    if (cover.limit < (*prices)[row]) std::copy_n(cover.best.data(), kinds, replicas->data + row * kinds);
+    (*prices)[row] = cover.limit;
+  }
+  return dealt->size();
 }
 
 // Fills the labels; `best` (7,): the best plan's label (-1: none), the cut behind its first stage, that stage's kind
