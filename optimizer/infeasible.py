@@ -31,7 +31,10 @@ def explain(problem: Problem, given: Prediction | None = None) -> InputError:
         if unlimited is None:
             return _forbidden(replace(problem, count_memory=False))
         given = predict(draft(StageTables(problem), unlimited.stages), problem)
-        subject = "no plan fits into memory; the one that would be fastest needs"
+        types = {group.device_type for group in problem.groups}
+        is_whole = len(types) == 1 or choose.is_small(problem)
+        searched = "no plan" if is_whole else "no plan with stages of one device type each"
+        subject = f"{searched} fits into memory; the one that would be fastest needs"
     else:
         subject = "the given plan does not fit into memory; it needs"
     worst = max(given.score.overflows, key=lambda o: o.peak_bytes - o.limit_bytes)

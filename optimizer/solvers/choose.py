@@ -21,10 +21,12 @@ CONSTRAINTS_OF_LABELS = ("--straight", "--fix", "--allow-recompute", "--budget",
 def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
     """Return the best plan, with its bound; None if no plan fits into memory.
 
+    Of a cluster that is not small, None says it of plans with one type per stage.
+
     Raises:
         InputError: something was not measured, or the cluster is large and a constraint is for small ones.
     """
-    if table_entries(problem) <= MOST_ENTRIES:
+    if is_small(problem):
         return exact.solve(problem, time_limit_s)
     from .mixed.solve import may_mix, with_mixed_stages  # Its loops may have to be compiled first.
 
@@ -64,6 +66,11 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
     from .labels.solve import solve as solve_labels  # Its loops may have to be compiled first.
 
     return at_least_simple(problem, solve_labels(problem, time_limit_s))
+
+
+def is_small(problem: Problem) -> bool:
+    """Return whether stages of several types are searched wherever a plan may have them."""
+    return table_entries(problem) <= MOST_ENTRIES
 
 
 def table_entries(problem: Problem) -> float:

@@ -13,7 +13,7 @@ from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, Result, optimize
 from stagewright.optimizer.problem import Problem
 from stagewright.optimizer.report import report_of
-from stagewright.optimizer.solvers import exact
+from stagewright.optimizer.solvers import choose, exact
 from stagewright.plan import Plan
 
 MakeLayer = Callable[..., LayerNode]
@@ -157,7 +157,11 @@ def test_a_layer_too_large_for_every_type_is_named_with_what_is_missing(
 
 
 def test_stages_too_large_together_are_named_with_what_is_missing(
-    make_layer: MakeLayer, make_graph: MakeGraph, make_inputs: MakeInputs, tmp_path: Path
+    make_layer: MakeLayer,
+    make_graph: MakeGraph,
+    make_inputs: MakeInputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layers = [make_layer("x", kind="input")]
     for index in range(3):
@@ -170,6 +174,15 @@ def test_stages_too_large_together_are_named_with_what_is_missing(
         plan(on_disk(made, tmp_path))
     with pytest.raises(InputError, match=r"the given plan does not fit .*'l1' to 'l2'"):
         plan(on_disk(made, tmp_path), given=GivenStages.parse("l1", None, None))
+    slow = make_graph(layers).replace(device_type="slow")
+    two_types = make_inputs(
+        [make_graph(layers), slow], [[("fast", 1), ("slow", 1)]], memory_bytes=20_000
+    )
+    with pytest.raises(InputError, match="no plan fits into memory"):
+        plan(on_disk(two_types, tmp_path))
+    monkeypatch.setattr(choose, "MOST_ENTRIES", 0)
+    with pytest.raises(InputError, match="no plan with stages of one device type each fits"):
+        plan(on_disk(two_types, tmp_path))
 
 
 def test_a_graph_from_another_system_needs_the_missing_measurements_waived(

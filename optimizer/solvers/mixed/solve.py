@@ -52,14 +52,7 @@ def with_mixed_stages(
     problem: Problem, solution: Solution, time_limit_s: float | None = None
 ) -> Solution:
     """Return a solution with one type per stage, or a better one; what bounds both is in mixed_bound_ms."""
-    types = {group.device_type for group in problem.groups}
-    known = problem.objective in ("step-time", "throughput")
-    if (
-        len(types) == 1
-        or problem.num_microbatches == 1
-        or problem.constraints.straight
-        or not known
-    ):
+    if not may_mix(problem):
         return solution
     search = _Search(problem, solution, min(MOST_S, time_limit_s or math.inf))
     with contextlib.suppress(KeyboardInterrupt):
