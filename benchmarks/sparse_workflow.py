@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = "stagewright.models.minkowski.vgg:small"
 BINARIES = Path(sys.executable).parent
 SLOWDOWN, SLOW_DEVICES, MICROBATCH_SIZE = 2.25, 3, 16
-BANDWIDTH = 10_000_000
+BANDWIDTH = 100_000_000
 """Bytes per second between the planned devices; the training runs over loopback."""
 EXPECTED_ACCURACY = 0.9
 SERVER_FILE = f"""\
@@ -43,8 +43,8 @@ __all__ = ["build", "dataset", "example_input", "loss", "metric"]
 
 
 def dataset(split: str) -> Dataset:
-    """Return 6000 clouds to train with, or the 400 held-out ones."""
-    seeds = range(3) if split == "train" else range(1)
+    """Return 16000 clouds to train with, or 1600 held-out ones."""
+    seeds = range(8) if split == "train" else range(4)
     return ConcatDataset([ShapeClouds(split, seed=seed) for seed in seeds])
 '''
 CLUSTER = f"""\
@@ -71,7 +71,7 @@ inside_server = {{ bandwidth_bytes_per_s = {BANDWIDTH}, latency_ms = 0.3 }}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo_output/sparse_workflow"))
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     folder = args.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)

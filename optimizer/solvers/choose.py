@@ -54,8 +54,6 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
         unknown.insert(0, f"--schedule {problem.schedule}")
     if problem.objective not in ("step-time", "throughput", "cost"):
         unknown.insert(0, f"--objective {problem.objective}")
-    if problem.inputs.cluster.links.matrix:
-        unknown.insert(0, "links.matrix")
     if unknown:
         raise InputError(
             f"{problem.inputs.cluster_path}: {', '.join(unknown)} is for smaller clusters: "

@@ -1,13 +1,15 @@
 """A matrix of links: every part of the planner takes the link of the servers that it is about."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from stagewright.cluster import PairLink
-from stagewright.document import InputError
 from stagewright.optimizer.assemble import draft, predict
+from stagewright.optimizer.check import check_certificate
 from stagewright.optimizer.costs.cost import Objective
 from stagewright.optimizer.costs.evaluate import score
 from stagewright.optimizer.costs.tables import StageTables
@@ -15,6 +17,7 @@ from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem, StageChoice
 from stagewright.optimizer.solvers import brute_force, exact
 from stagewright.optimizer.solvers.choose import solve_by_labels
+from stagewright.optimizer.solvers.mixed.solve import with_mixed_stages
 
 RandomInputs = Callable[..., Inputs]
 
@@ -88,12 +91,43 @@ def test_a_micro_batch_alone_takes_the_links_of_its_servers_in_formula_and_simul
     assert slow.score.value_ms - usual_one.score.value_ms == pytest.approx(more_ms)
 
 
-def test_a_solver_without_places_refuses_a_matrix(random_inputs: RandomInputs) -> None:
-    inputs = random_inputs(1, 3, CLUSTERS[1], 10**9)
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_searches_at_scale_bound_every_plan_on_a_matrix_of_links(
+    random_inputs: RandomInputs, seed: int, objective: Objective
+) -> None:
+    inputs = random_inputs(seed, 4, [*CLUSTERS[seed % 3], [("slow", 1)]], 10**9)
+    names = [server.name for server in inputs.cluster.servers]
+    # From slower than what is usual between servers to faster than inside of them.
+    bandwidths = itertools.islice(itertools.cycle((2e5, 5e9, 3e6)), seed, None)
+    pairs = zip(itertools.pairwise(names), bandwidths, strict=False)
+    matrix = [pair(*ends, bandwidth, 0.05 * seed) for ends, bandwidth in pairs]
     problem = Problem(
-        inputs=with_matrix(inputs, pair("s0", "s1", 1e5, 1.0)),
-        microbatch_size=1,
-        num_microbatches=2,
+        inputs=with_matrix(inputs, *matrix),
+        microbatch_size=2,
+        num_microbatches=3 + seed % 5,
+        objective=objective,
+        overlap="none" if seed % 3 == 0 else "full",
     )
-    with pytest.raises(InputError, match=r"links\.matrix is for smaller clusters"):
-        solve_by_labels(problem)
+    best, one_type = exact.solve(problem), solve_by_labels(problem, 0.3)
+    assert best is not None and one_type is not None
+    assert one_type.bound_ms <= one_type.value_ms * (1 + 1e-9)
+    if not any(mixes(problem, choice) for choice in best.stages):
+        assert one_type.bound_ms <= best.value_ms * (1 + 1e-9)
+    found = with_mixed_stages(problem, one_type, 0.5)
+    assert found.mixed_bound_ms is not None
+    assert found.mixed_bound_ms <= best.value_ms * (1 + 1e-9)
+    assert best.value_ms <= found.value_ms * (1 + 1e-9)
+    for solution in (one_type, found):
+        rescored = score(draft(StageTables(problem), solution.stages), problem)
+        assert rescored.value_ms == pytest.approx(solution.value_ms, rel=1e-9)
+        if solution.certificate is not None:
+            bound_ms = solution.certificate.bound_ms
+            checked = check_certificate(solution.certificate, problem.inputs, Path("plan.json"))
+            assert checked == pytest.approx(bound_ms)
+
+
+def mixes(problem: Problem, choice: StageChoice) -> bool:
+    """Return whether a stage has devices of several types."""
+    used = {g.device_type for g, n in zip(problem.groups, choice.devices, strict=True) if n}
+    return len(used) > 1
