@@ -17,7 +17,7 @@ from .world import World
 ROLL_CALL_S = 2.0
 """How long to wait for the others; they notice a dead peer at once, a stuck one after the same timeout."""
 FIRST_LOOK_S = 0.5
-"""If only one rank is missing by then, it is the one."""
+"""If only one rank is missing by then, it is the one. Rank 0 stays: it may hold the store that others ask."""
 _PAUSE_S = 0.05
 
 
@@ -57,7 +57,7 @@ def _missing_ranks(store: Store, rank: int, size: int) -> list[int] | None:
     asking = threading.Thread(target=ask, name="stagewright-roll-call", daemon=True)
     asking.start()
     asking.join(FIRST_LOOK_S)
-    if len(missing) > 1 or not has_asked.is_set():
+    if len(missing) > 1 or not has_asked.is_set() or (rank == 0 and missing):
         asking.join(ROLL_CALL_S - FIRST_LOOK_S)
     is_over.set()
     return sorted(missing) if has_asked.is_set() else None
