@@ -28,11 +28,11 @@ format = "stagewright.cluster"
 version = 1
 
 [device_types.fast]
-memory_bytes = 16_000_000
+memory_bytes = 22_000_000
 profile = "fast.graph.json"
 
 [device_types.slow]
-memory_bytes = 16_000_000
+memory_bytes = 22_000_000
 profile = "slow.graph.json"
 
 [[servers]]
