@@ -1,6 +1,6 @@
 """SparsePipe's workflow on our own graphs, from profiles to a trained network, with the commands printed.
 
-Run with: .venv/bin/python benchmarks/sparse_workflow.py (needs `make minkowski`; about two minutes). The
+Run with: .venv/bin/python benchmarks/sparse_workflow.py (needs `make minkowski`; about six minutes). The
 sparse VGG (`stagewright.models.minkowski.vgg:small`) is profiled on two device types (slow is this CPU
 emulated 2.25 times slower), both profiles become text graphs, a server file names them, SparsePipe's planner
 cuts, its generator writes the stages of `gpus=4.txt`; these are profiled again, as a text graph has no
@@ -116,7 +116,7 @@ def train(folder: Path, replicas: tuple[int, ...], epochs: int) -> float:
     run(folder, "stagewright", "optimize", "cluster.toml", *plan, *size, *given, *types)
     run(folder, "stagewright", "generate", "plan.json", "-o", "stages")
     launch = ("--standalone", "--nproc-per-node", str(sum(replicas)))
-    rate = ("--lr", "0.004", "--lr-schedule", "cosine", "--warm-up", "40")
+    rate = ("--lr", "0.002", "--lr-schedule", "cosine", "--warm-up", "40")
     options = ("--optimizer", "adamw", *rate, "--epochs", str(epochs))
     command = ("-m", "stagewright.runtime", "stages", "--task", "task.py", *options)
     run(folder, "torchrun", *launch, *command, "--report", "report.json")
