@@ -214,7 +214,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
         RecursionError,
     ) as error:
         raise InputError(
-            f"{path}: is not valid {path.suffix[1:].upper() or 'JSON'}: {error}"
+            f"{path}: is not valid {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}"
         ) from None
     if not isinstance(value, dict):
         raise InputError(

@@ -114,6 +114,7 @@ def test_a_wrong_field_is_refused_by_file_and_place(
     [
         ("a.json", b"{", "is not valid JSON"),
         ("a.json", b"", "is not valid JSON"),
+        ("a.md", b"# a", "is not valid JSON"),
         ("a.json", b"[1]", "holds a list"),
         ("a.json", b'{"a": "\xff"}', "is not valid JSON"),
         ("a.json", b"[" * 100_000, "is not valid JSON"),
