@@ -7,6 +7,7 @@ thread waits for it, so the tensors can travel while both ends compute.
 
 import queue
 import threading
+import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -106,8 +107,11 @@ class AnnouncementReader:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         """The group holds all ranks, on gloo; None where there is one rank."""
         self._group = group
-        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        # The thread holds the queue, not the reader, so it ends with the reader and keeps no group alive:
+        # each group of gloo has a thread that wakes a hundred times a second.
+        weakref.finalize(self, self._asked.put, None)
 
     def ask(self, message: Message) -> "Future[Announcement]":
         """Be ready for the announcement of a message; the result raises PeerLostError if none comes."""
@@ -115,34 +119,15 @@ class AnnouncementReader:
         with waiting_for(str(message)):
             work = dist.irecv(head, message.sender, group=self._group, tag=HEAD_TAG)
         assert work is not None
-        asked = _Asked(message, head, work, Future())
+        asked = _Asked(message, head, work, self._group, Future())
         self._asked.put(asked)
         if self._thread is None:
             # A daemon: it may wait for a dead peer while the rank ends.
             self._thread = threading.Thread(
-                target=self._read, name="stagewright-announcements", daemon=True
+                target=_read, args=(self._asked,), name="stagewright-announcements", daemon=True
             )
             self._thread.start()
         return asked.result
-
-    def _read(self) -> None:
-        while True:
-            asked = self._asked.get()
-            try:
-                asked.result.set_result(self._finish(asked))
-            except Exception as error:  # noqa: BLE001 - raised again where the result is taken
-                asked.result.set_exception(error)
-
-    def _finish(self, asked: "_Asked") -> Announcement:
-        with waiting_for(f"the announcement of the {asked.message}"):
-            asked.work.wait()
-            rest = None
-            if count := bytes_after(asked.head):
-                rest = torch.empty(count, dtype=torch.uint8)
-                work = dist.irecv(rest, asked.message.sender, group=self._group, tag=REST_TAG)
-                assert work is not None
-                work.wait()
-        return decode(asked.head, rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,4 +135,27 @@ class _Asked:
     message: Message
     head: torch.Tensor
     work: dist.Work
+    group: dist.ProcessGroup | None
     result: "Future[Announcement]"
+
+
+def _read(asked: "queue.SimpleQueue[_Asked | None]") -> None:
+    """Finish what was asked for in its order, until None comes."""
+    while (one := asked.get()) is not None:
+        try:
+            one.result.set_result(_finish(one))
+        except Exception as error:  # noqa: BLE001 - raised again where the result is taken
+            one.result.set_exception(error)
+        del one
+
+
+def _finish(asked: _Asked) -> Announcement:
+    with waiting_for(f"the announcement of the {asked.message}"):
+        asked.work.wait()
+        rest = None
+        if count := bytes_after(asked.head):
+            rest = torch.empty(count, dtype=torch.uint8)
+            work = dist.irecv(rest, asked.message.sender, group=asked.group, tag=REST_TAG)
+            assert work is not None
+            work.wait()
+    return decode(asked.head, rest)
