@@ -3,7 +3,8 @@
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from stagewright.document import InputError, read_bytes
 from stagewright.plan import Plan
@@ -96,19 +99,16 @@ def make_stage(
     """Return a stage with uninitialised parameters and buffers, in a dtype, on a device.
 
     It is built on the meta device, so that no rank ever holds more than its own stages; original builds the
-    user's model there, for the modules that no constructor call rebuilds. Parameters that are made in memory
-    all the same (MinkowskiEngine's) stay where they are if dtype and device are right.
+    user's model there, for the modules that no constructor call rebuilds.
     """
     stage_class = package.stage_class(index)
-    with torch.device("meta"):
+    with torch.device("meta"), _parameters_on_meta():
         stage: nn.Module = stage_class(original() if stage_class.needs_original else None)
     made: dict[int, torch.Tensor] = {}
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
             target = dtype if tensor.is_floating_point() else tensor.dtype
-            if (tensor.dtype, tensor.device) == (target, device):
-                return made.setdefault(id(tensor), tensor)
             empty = torch.empty_like(tensor, dtype=target, device=device)
             if isinstance(tensor, nn.Parameter):
                 empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
@@ -123,6 +123,28 @@ def make_stage(
                     keep_alive.append(tensor)
                     tensors[name] = real(tensor)  # type: ignore[assignment]
     return stage
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Take parameters to the meta device that modules make in memory all the same, as MinkowskiEngine's do.
+
+    That is when a module registers one, before it writes initial values: the memory is not touched.
+    """
+    known: MutableMapping[nn.Parameter, nn.Parameter] = WeakIdKeyDictionary()
+
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None
+        if parameter not in known:
+            known[parameter] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        return known[parameter]
+
+    handle = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def share_tensors(modules: Iterable[nn.Module], tied: Iterable[tuple[str, ...]]) -> None:

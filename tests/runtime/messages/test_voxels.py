@@ -24,7 +24,13 @@ from stagewright.profiler.measuring.working import CpuPeakMeter
 from stagewright.runtime.execution.stage import StageRunner, UnitInputs
 from stagewright.runtime.messages.codecs import Packer, Unpacker, pack_border
 from stagewright.runtime.messages.values import Payload, Precision, ValueMismatchError
-from stagewright.runtime.storage.package import build_original, load_package, make_stage
+from stagewright.runtime.storage.package import (
+    StagePackage,
+    build_original,
+    load_package,
+    make_stage,
+)
+from stagewright.runtime.training.memory import storage_bytes
 from stagewright.schedule import Unit
 from stagewright.task import load_task
 from stagewright.value import VoxelsSpec, tensors_of
@@ -356,18 +362,35 @@ def test_gradients_of_any_cuts_with_any_replicas_equal_one_rank(
         np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-9 * scale, err_msg=name)
 
 
-def test_the_engines_parameters_are_made_once_though_it_knows_no_meta_device(
+def test_no_more_than_a_stage_is_in_memory_while_it_is_built_though_the_engine_knows_no_meta_device(
     make_package: MakePackage,
 ) -> None:
-    package = load_package(make_package("minkowski/vgg:small", [1, 1], 2, "1f1b").directory)
-    for index in range(2):
-        with CpuPeakMeter() as meter:
-            start = meter.now()
-            stage = make_stage(
-                package, index, lambda: pytest.fail(), torch.float32, torch.device("cpu")
-            )
-            end = meter.now()
-            meter.settle()
-            peak = meter.between(start, end).num_bytes
-        held = [*stage.parameters(), *stage.buffers()]
-        assert sum(t.nbytes for t in held) <= peak < 1.01 * sum(t.nbytes for t in held)
+    """By constructor calls, and by taking blocks of a user's class from a model of four times its size."""
+    blocks = str(Path(__file__).parent / "sparse_blocks_task.py")
+    for name, cuts in (("minkowski/vgg:small", (20,)), (blocks, (3, 4, 5))):
+        replicas = [1] * (len(cuts) + 1)
+        package = load_package(make_package(name, replicas, 4, "1f1b", cuts=cuts).directory)
+        assert package.stage_class(1).needs_original == (name == blocks)
+        sizes = []
+        for index in range(len(replicas)):
+            peak, stage = peak_while_building(package, index)
+            sizes.append(storage_bytes([*stage.parameters(), *stage.buffers()]))
+            assert sizes[-1] <= peak < 1.01 * sizes[-1]
+        assert name != blocks or sum(sizes) > 3.9 * max(sizes)
+
+
+def peak_while_building(package: StagePackage, index: int) -> tuple[int, torch.nn.Module]:
+    """Build a stage; return the most bytes that were allocated meanwhile, and the stage."""
+    task = load_task(package.plan.task)
+    with CpuPeakMeter() as meter:
+        start = meter.now()
+        stage = make_stage(
+            package,
+            index,
+            lambda: build_original(task, package.plan.factory),
+            torch.float32,
+            torch.device("cpu"),
+        )
+        end = meter.now()
+        meter.settle()
+    return meter.between(start, end).num_bytes, stage
