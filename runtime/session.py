@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from stagewright.flushless import FLUSHLESS
 from stagewright.plan import Plan, Replica
+from stagewright.program import channels_of
 from stagewright.schedule import Schedule, Unit
 from stagewright.scheduling import forward_schedule, make_schedule
 from stagewright.task import Task, load_task
@@ -93,17 +94,17 @@ class Session:
             module.before_random = seeds  # type: ignore[assignment]
         is_flushless = self.schedule in FLUSHLESS
         versioned = {i: VersionedRunner(r) for i, r in runners.items() if is_flushless}
+        exchange = Exchange(plan.borders, self.precision, world, slicing)
         self.executor = Executor(
             versioned or runners,
-            Exchange(plan.borders, self.precision, world, slicing),
+            exchange.connected(channels_of(pipeline), world),
             seeds,
             world.device,
             plan.slowdowns.get(self.replica.device_type, 1.0),
             world.whereabouts,
             slicing,
         )
-        stages = {index: runner.module for index, runner in runners.items()}
-        self.reduction = Reduction(stages, package.tied, world)
+        self.reduction = Reduction({i: r.module for i, r in runners.items()}, package.tied, world)
         self._overlapped = (
             self.reduction.sums.overlap(self._program.instructions) if settings.overlap else {}
         )

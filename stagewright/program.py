@@ -46,6 +46,23 @@ class Message:
         )
 
 
+Channel = tuple[int, int, bool]
+"""Sender, receiver, and whether its messages go forward: one after the other, first in first out."""
+
+
+def channels_of(pipeline: Pipeline) -> list[Channel]:
+    """Return every channel that a run of any number of micro-batches may use, in an order for all ranks."""
+    found = set()
+    for edge in pipeline.edges:
+        for source in pipeline.stages[edge.source]:
+            for target in pipeline.stages[edge.target]:
+                if source.rank != target.rank:
+                    found.add((source.rank, target.rank, True))
+                    if edge.carries_gradient:
+                        found.add((target.rank, source.rank, False))
+    return sorted(found)
+
+
 @dataclass(frozen=True, slots=True)
 class Send:
     """Start sending a message; the computation that makes it is done."""

@@ -11,11 +11,21 @@ import pytest
 
 from stagewright.document import InputError
 from stagewright.flushless import FLUSHLESS
-from stagewright.program import Instruction, Message, Receive, Send, check, compile_programs
-from stagewright.schedule import Action, Pipeline, Schedule, Updates
+from stagewright.program import (
+    Channel,
+    Instruction,
+    Message,
+    Receive,
+    Send,
+    channels_of,
+    check,
+    compile_programs,
+)
+from stagewright.runtime.execution.rank_program import rank_program
+from stagewright.schedule import Action, Edge, Pipeline, Schedule, Updates, Worker
 from stagewright.scheduling import SCHEDULES, make_schedule, units_allowed, units_held_at_most
 
-from .dry_run import blocked
+from .dry_run import blocked, blocked_in_queues
 from .random_pipelines import random_pipeline
 
 NUM_PLANS = int(os.environ.get("STAGEWRIGHT_RANDOM_PLANS", "300"))
@@ -67,6 +77,37 @@ def demand_equal_orders_at_both_ends(programs: dict[int, list[Instruction]]) -> 
                 channel = (message.sender, message.receiver, message.forward)
                 ends.setdefault(channel, []).append(message)
     assert sent == received
+
+
+def channel_of(message: Message) -> Channel:
+    return message.sender, message.receiver, message.forward
+
+
+def ranks_programs(pipeline: Pipeline, schedule: Schedule) -> dict[int, tuple[Instruction, ...]]:
+    """Return what the ranks execute: receives are posted early."""
+    return {rank: rank_program(pipeline, schedule, rank).instructions for rank in pipeline.ranks}
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_receives_that_are_posted_early_hold_up_nothing_where_a_channel_is_a_queue(
+    part: int,
+) -> None:
+    """NCCL executes what a channel has one after the other, and a receive that waits holds up the rest."""
+    for seed in seeds(part)[:10]:
+        name, pipeline = random_schedule(random.Random(seed))
+        programs = ranks_programs(pipeline, make_schedule(name, pipeline))
+        assert not blocked_in_queues(pipeline, programs, channel_of), (seed, name)
+        sent = {item.message for p in programs.values() for item in p if isinstance(item, Send)}
+        assert {channel_of(message) for message in sent} <= set(channels_of(pipeline))
+
+
+def test_two_ranks_deadlock_where_both_directions_between_them_are_one_queue() -> None:
+    """Why NCCL gets a group for each direction: stages that go to and fro between two ranks."""
+    stages = tuple((Worker(stage % 2, 1),) for stage in range(4))
+    pipeline = Pipeline(stages, tuple(Edge(s, s + 1) for s in range(3)), 4)
+    programs = ranks_programs(pipeline, make_schedule("interleaved", pipeline))
+    assert not blocked_in_queues(pipeline, programs, channel_of)
+    assert blocked_in_queues(pipeline, programs, lambda message: message.forward)
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from stagewright.document import Record
 from stagewright.flushless import FLUSHLESS, without_flush
 from stagewright.plan import Border, Plan, ReplicaPrediction
-from stagewright.program import Send
+from stagewright.program import Send, channels_of
 from stagewright.runtime.execution.executor import Batches, Executor
 from stagewright.runtime.execution.randomness import LayerSeeds
 from stagewright.runtime.execution.rank_program import RankProgram, rank_program
@@ -228,7 +228,8 @@ def replay(plan: Plan, world: World, num_steps: int, schedule: str | None = None
     sleeper = Sleeper()
     stages = {i: SleepingStage(i, plan, predicted, world.device, sleeper) for i, predicted in own}
     precision = Precision(plan.dtype, plan.dtype)
-    exchange = Exchange(plan.borders, precision, world)
+    channels = channels_of(plan.pipeline())
+    exchange = Exchange(plan.borders, precision, world).connected(channels, world)
     executor = Executor(stages, exchange, LayerSeeds(0), world.device)
     end_ms = sum(predicted.reduce_ms + predicted.update_ms for _, predicted in own)
     name = schedule or plan.schedule

@@ -252,7 +252,8 @@ class Executor:
             cpu_s: time.thread_time then.
         """
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            # Not the whole device: there, receives that are posted early wait for other ranks.
+            torch.cuda.current_stream(self._device).synchronize()
             spent_s = time.perf_counter() - start_s
         else:
             spent_s = time.thread_time() - cpu_s

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from stagewright.plan import Border
-from stagewright.program import GRADIENTS_UNDERWAY, Message
+from stagewright.program import GRADIENTS_UNDERWAY, Channel, Message
 from stagewright.runtime.ranks.faults import PeerLostError, waiting_for
 from stagewright.runtime.ranks.world import World
 from stagewright.schedule import Edge, Unit
@@ -134,6 +134,14 @@ class Exchange:
     def buffer_bytes(self) -> int:
         """The bytes of all receive buffers, in use or not; on a GPU none are kept."""
         return self._transport.pool.bytes_made
+
+    def connected(self, channels: Iterable[Channel], world: World) -> "Exchange":
+        """Connect all ranks, return this; every rank calls it with the same channels in the same order."""
+        if world.start is not None:
+            with waiting_for("all ranks to connect"):
+                dist.barrier(group=world.start)
+                self._transport.connect(channels)
+        return self
 
     def send(self, message: Message, payload: Payload, batch_size: int) -> None:
         """Start sending a message.

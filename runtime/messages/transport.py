@@ -5,9 +5,12 @@ sent and back after they have arrived. NCCL knows no booleans and no complex num
 may not know travel as bytes.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 
+from stagewright.program import Channel
 from stagewright.runtime.ranks.world import World
 
 from .buffers import BufferPool
@@ -23,12 +26,26 @@ class Transport:
     """Sends and receives dense tensors of this rank's device."""
 
     def __init__(self, world: World) -> None:
-        self._groups = {True: world.values, False: world.gradients}
+        self._rank = world.rank
+        self._groups = world.messages
         self._device = world.device
         self.is_staged = world.device.type == "cuda" and world.backend == "gloo"
         """Whether tensors pass through host memory."""
         home = torch.device("cpu") if self.is_staged else world.device
         self.pool = BufferPool(home, pinned=self.is_staged)
+
+    def connect(self, channels: Iterable[Channel]) -> None:
+        """Send one element over each of some channels, those of all ranks in an order that all agree on.
+
+        NCCL connects two ranks at the first message between them, and the one that comes first waits there
+        for the other: with a receive that is posted early this could be for ever.
+        """
+        for sender, receiver, forward in channels:
+            element = torch.zeros(1, device="cpu" if self.is_staged else self._device)
+            if self._rank == sender:
+                self._group(self._rank, receiver, forward).send([element], receiver, 0).wait()
+            elif self._rank == receiver:
+                self._group(sender, self._rank, forward).recv([element], sender, 0).wait()
 
     def send(
         self, tensor: torch.Tensor, receiver: int, forward: bool
@@ -42,17 +59,17 @@ class Transport:
             ready = staged
         if not ready.numel():
             return [], ready
-        return [self._group(forward).send([_as_carried(ready)], receiver, 0)], ready
+        return [
+            self._group(self._rank, receiver, forward).send([_as_carried(ready)], receiver, 0)
+        ], ready
 
-    def _group(self, forward: bool) -> dist.ProcessGroup:
-        """Return a direction's group, which has all ranks under their own numbers.
+    def _group(self, sender: int, receiver: int, forward: bool) -> dist.ProcessGroup:
+        """Return a channel's group, which has all ranks under their own numbers.
 
         Its own methods take half as long as torch.distributed.isend and irecv, whose checks need not be
         repeated for every message.
         """
-        group = self._groups[forward]
-        assert group is not None
-        return group
+        return self._groups[forward, sender < receiver]
 
     def take(
         self, shape: tuple[int, ...], dtype: torch.dtype, *, is_ragged: bool = False
@@ -64,7 +81,7 @@ class Transport:
         """Start receiving into a buffer; return what is under way."""
         if not buffer.numel():
             return []
-        return [self._group(forward).recv([_as_carried(buffer)], sender, 0)]
+        return [self._group(sender, self._rank, forward).recv([_as_carried(buffer)], sender, 0)]
 
     def arrived(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return the tensor that has arrived in a buffer, on this rank's device."""

@@ -35,8 +35,10 @@ class World:
     """gloo: until training starts, with the longer wait of START_TIMEOUT_S."""
     control: dist.ProcessGroup | None = None
     """gloo: small objects and host tensors."""
-    values: dist.ProcessGroup | None = None
-    gradients: dist.ProcessGroup | None = None
+    messages: Mapping[tuple[bool, bool], dist.ProcessGroup] = field(default_factory=dict)
+    """Of the messages by whether they go forward, and whether to a rank of a higher number. NCCL executes
+    what two ranks exchange in a group one after the other, in both directions: a receive that is posted
+    early would hold up a send. So each direction has a group of its own there."""
     announcements: dist.ProcessGroup | None = None
     """gloo: the shapes of ragged messages; who waits for one has its own limit."""
     checkpoints: dist.ProcessGroup | None = None
@@ -50,9 +52,15 @@ class World:
     whereabouts: Whereabouts = field(default_factory=Whereabouts)
 
     def group_of(self, ranks: Sequence[int]) -> dist.ProcessGroup:
-        """Return a new group of some ranks for tensors on the device; every rank calls this."""
+        """Return a new group of some ranks for tensors on the device; every rank calls this.
+
+        Its ranks meet in it at once: NCCL connects at the first sum, which would wait for a rank that perhaps
+        waits for another message of this one.
+        """
         limit = datetime.timedelta(seconds=self.timeout_s)
         group: dist.ProcessGroup = dist.new_group(list(ranks), timeout=limit, backend=self.backend)
+        if self.rank in ranks:
+            dist.all_reduce(torch.zeros(1, device=self.device), group=group)
         return group
 
 
@@ -148,9 +156,14 @@ def make_groups(
     limit = datetime.timedelta(seconds=timeout_s)
     start = dist.group.WORLD
     assert start is not None
-    control, values, gradients, checkpoints = (
-        dist.new_group(backend=name, timeout=limit) for name in ("gloo", backend, backend, "gloo")
-    )
+    control, checkpoints = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
+    messages: dict[tuple[bool, bool], dist.ProcessGroup] = {}
+    for forward in (True, False):
+        messages[forward, True] = dist.new_group(backend=backend, timeout=limit)
+        is_apart = backend == "nccl"
+        messages[forward, False] = (
+            dist.new_group(backend=backend, timeout=limit) if is_apart else messages[forward, True]
+        )
     patient = datetime.timedelta(seconds=max(timeout_s, START_TIMEOUT_S))
     announcements = dist.new_group(backend="gloo", timeout=patient)
     return World(
@@ -159,8 +172,7 @@ def make_groups(
         device=device,
         start=start,
         control=control,
-        values=values,
-        gradients=gradients,
+        messages=messages,
         announcements=announcements,
         checkpoints=checkpoints,
         backend=backend,

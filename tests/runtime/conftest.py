@@ -24,7 +24,6 @@ from stagewright.task import load_task
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent.parent / "models"
-MAX_RANKS = 5
 
 
 class RankPool:
