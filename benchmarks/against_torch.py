@@ -10,18 +10,18 @@ any message at the same time: what the step would take if messages and waits cos
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from method.clusters import cluster_text
+from method.commands import stagewright, start_ranks
+from method.turns import Untupled, data_of, run_ours
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -39,12 +39,10 @@ from stagewright.runtime.messages.values import Payload, planned_layout
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
-from stagewright.runtime.training.samples import read_samples
 from stagewright.runtime.training.settings import Settings
 from stagewright.schedule import Action, Edge
 from stagewright.value import tensors_of
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/gpt.py:build_deep"
 MICROBATCH_SIZE, NUM_MICROBATCHES = 2, 8
 NUM_RANKS, NUM_BLOCKS = 2, 8
@@ -56,19 +54,6 @@ RIVALS = {
     1: (Schedule1F1B, ScheduleGPipe),
     2: (ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble),
 }
-CLUSTER = """\
-format = "stagewright.cluster"
-version = 1
-[device_types.cpu]
-memory_bytes = 8_000_000_000
-profile = "cpu.json"
-[[servers]]
-name = "here"
-devices = [{ type = "cpu", count = 2 }]
-[links.inside_server]
-bandwidth_bytes_per_s = 1.0e9
-latency_ms = 0.3
-"""
 
 
 def main() -> None:
@@ -83,17 +68,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_stages(folder, args.stages_per_rank)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = ["--nproc-per-node", "2", __file__, "--rank-of", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        steps = ["--steps", str(args.steps), "--stages-per-rank", str(args.stages_per_rank)]
-        subprocess.run([*launcher, *command, *steps], cwd=ROOT, env=environment, check=True)
+        steps = ("--steps", str(args.steps), "--stages-per-rank", str(args.stages_per_rank))
+        start_ranks(NUM_RANKS, __file__, "--rank-of", str(folder), *steps)
 
 
-def make_stages(folder: Path, stages_per_rank: int) -> None:
+def make_stages(folder: Path, stages_per_rank: int = 1) -> None:
     """Profile, cut into equal numbers of blocks, and generate."""
-    stagewright = [sys.executable, "-m", "stagewright.cli"]
-    (folder / "cluster.toml").write_text(CLUSTER)
+    (folder / "cluster.toml").write_text(cluster_text({"here": {"cpu": NUM_RANKS}}))
     size = str(MICROBATCH_SIZE)
     profile = ["profile", TASK, "--device-type", "cpu", "-b", size, "--repeats", "10"]
     count = NUM_RANKS * stages_per_rank
@@ -101,18 +82,10 @@ def make_stages(folder: Path, stages_per_rank: int) -> None:
     batch = ["--batch-size", str(MICROBATCH_SIZE * NUM_MICROBATCHES), "--cuts", cuts]
     if stages_per_rank > 1:
         batch += ["--schedule", "interleaved", "--stages-per-rank", str(stages_per_rank)]
-    commands = [
-        [*profile, "-o", str(folder / "cpu.json")],
-        ["optimize", str(folder / "cluster.toml"), "-o", str(folder / "plan.json"), *batch],
-        ["generate", str(folder / "plan.json"), "-o", str(folder / "stages")],
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for command in commands:
-        done = subprocess.run(
-            [*stagewright, *command], cwd=ROOT, env=environment, capture_output=True, check=False
-        )
-        if done.returncode:
-            sys.exit(done.stderr.decode())
+    stagewright(*profile, "-o", str(folder / "cpu.json"))
+    plan = str(folder / "plan.json")
+    stagewright("optimize", str(folder / "cluster.toml"), "-o", plan, *batch)
+    stagewright("generate", plan, "-o", str(folder / "stages"))
 
 
 def run_rank(folder: Path, num_steps: int, stages_per_rank: int) -> None:
@@ -130,9 +103,7 @@ def run_rank(folder: Path, num_steps: int, stages_per_rank: int) -> None:
     order = DataOrder(len(dataset), MICROBATCH_SIZE, NUM_MICROBATCHES, 0)
     rivals: dict[str, Callable[[int], None]] = {}
     for name, own in sessions.items():
-        rivals[f"ours, {name}"] = lambda step, own=own: own.compute_gradients(
-            data_of(own, dataset, order, step), step
-        )
+        rivals[f"ours, {name}"] = partial(run_ours, own, dataset, order)
     loss = session.task.function("loss")
     for schedule in RIVALS[stages_per_rank]:
         name = f"torch, {schedule.__name__}"
@@ -230,24 +201,6 @@ class Alone:
                     free[rank] = max(free[rank], *ready, 0.0) + times[action]
                     done[action] = free[rank]
         return max(free.values())
-
-
-def data_of(session: Session, dataset: Any, order: DataOrder, step: int) -> MicrobatchData:
-    requests = [order.request(step, m) for m in range(NUM_MICROBATCHES)]
-    read, device = partial(read_samples, dataset), session.world.device
-    return MicrobatchData(read, requests, session.plan.inputs, session.dtype, device)
-
-
-class Untupled(torch.nn.Module):
-    """A stage whose only output is not in a tuple."""
-
-    def __init__(self, stage: torch.nn.Module) -> None:
-        super().__init__()
-        self.stage = stage
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output = self.stage(x)
-        return output[0] if isinstance(output, tuple) else output
 
 
 def theirs(

@@ -9,15 +9,14 @@ once per update with flush. Figures are of whole turns, fill and drain included;
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from against_torch import ROOT, TASK, make_stages
+from against_torch import TASK, make_stages
+from method.commands import start_ranks
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.runtime.ranks.world import join_world
@@ -42,11 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_stages(folder)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = ["--nproc-per-node", "2", __file__, "--rank-of", str(folder)]
-        numbers = ["--turns", str(args.turns), "--steps", str(args.steps)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*launcher, *command, *numbers], cwd=ROOT, env=environment, check=True)
+        numbers = ("--turns", str(args.turns), "--steps", str(args.steps))
+        start_ranks(2, __file__, "--rank-of", str(folder), *numbers)
 
 
 def run_rank(folder: Path, num_turns: int, num_steps: int) -> None:

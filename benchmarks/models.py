@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import CLUSTER, run, stagewright
+from method.clusters import cluster_text
+from method.commands import ranks_of, run, stagewright
+from peak_memory import MEMORY_BYTES
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.graph import LayerGraph, ModuleOperation, unique_parameters
@@ -94,12 +96,13 @@ def row_of(task_name: str, folder: Path, timed: Sequence[str]) -> dict[str, Any]
         timed: the command that starts what is measured.
     """
     task = f"stagewright.models.{task_name}"
-    (folder / "cluster.toml").write_text(CLUSTER)
+    (folder / "cluster.toml").write_text(
+        cluster_text({"here": {"cpu": NUM_STAGES}}, memory_bytes=MEMORY_BYTES)
+    )
     started_s = time.perf_counter()
     path = folder / "cpu.json"
     words = ("profile", task, "--device-type", "cpu", "-b", str(SIZE), *REPEATS)
-    command = (*timed, sys.executable, "-m", "stagewright.cli", *words)
-    profile = json.loads(run(*command, "-o", str(path), "--json"))
+    profile = json.loads(stagewright(*words, "-o", str(path), "--json", under=timed))
     profile_s = time.perf_counter() - started_s
     graph = LayerGraph.load(path)
     plan = plan_of_three_stages(graph, folder)
@@ -112,8 +115,8 @@ def row_of(task_name: str, folder: Path, timed: Sequence[str]) -> dict[str, Any]
         planned(folder, "one", "--replicas", "1")
         expected = trained(folder, "one", task)["history"]["losses"]
     else:
-        words = (str(Path(__file__)), "--one-process", str(folder / "plan.json"), task)
-        expected = json.loads(run(sys.executable, *words))
+        plan_path = str(folder / "plan.json")
+        expected = json.loads(run(str(Path(__file__)), "--one-process", plan_path, task))
     (measured,) = profile["microbatches"]
     return {
         "parameters": sum(p.spec.bytes_at(1) for p in trained_parameters(graph)) // 4,
@@ -166,13 +169,12 @@ def planned(folder: Path, name: str, *options: str) -> Plan:
 
 def trained(folder: Path, name: str, task: str, timed: Sequence[str] = ()) -> dict[str, Any]:
     """Train a plan on its ranks; return the report's file."""
-    ranks = str(Plan.load(folder / f"{name}.json").num_ranks)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
+    ranks = Plan.load(folder / f"{name}.json").num_ranks
     train = ("-m", "stagewright.runtime", str(folder / f"{name}_stages"), "--task", task)
     limits = ("--epochs", "100", "--max-steps", str(NUM_STEPS), "--no-evaluation")
     numbers = ("--lr", str(RATE), "--seed", str(SEED), "--timeout", TIMEOUT_S)
     report = folder / f"{name}.report.json"
-    run(*timed, sys.executable, *torchrun, *train, *limits, *numbers, "--report", str(report))
+    run(*ranks_of(ranks, *train, *limits, *numbers, "--report", str(report)), under=timed)
     content: dict[str, Any] = json.loads(report.read_text())
     return content
 
@@ -184,6 +186,7 @@ def losses_in_one_process(plan_path: Path, task_name: str) -> list[float]:
     cpu, dtype = torch.device("cpu"), torch.float32
     one = OneProcess(plan, task, SEED, cpu, dtype)
     optimizer = Settings(learning_rate=RATE).make_optimizer(list(one.model.parameters()))
+    assert optimizer is not None
     dataset = task.call("dataset", "train")
     order = DataOrder(len(dataset), plan.microbatch_size, NUM_MICROBATCHES, SEED)
     losses = []

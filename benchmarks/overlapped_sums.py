@@ -18,7 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from against_torch import CLUSTER, MICROBATCH_SIZE, ROOT, TASK
+from against_torch import MICROBATCH_SIZE, TASK
+from method.clusters import cluster_text
+from method.commands import ROOT, one_thread, stagewright
 from slow_network import ADDRESSES, PORT, SERVERS, two_networks
 
 from stagewright.allocation import keep_freed_memory
@@ -56,10 +58,9 @@ def start(
 ) -> None:
     """Run a rank at each place (what starts it there, its network device) and wait for all."""
     ranks = []
-    for rank, (inside, device) in enumerate(places):
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "RANK": str(rank),
+    for index, (inside, device) in enumerate(places):
+        environment = one_thread() | {
+            "RANK": str(index),
             "WORLD_SIZE": "2",
             "LOCAL_RANK": "0",
             "MASTER_ADDR": address,
@@ -77,24 +78,15 @@ def start(
 
 def make_stages(folder: Path) -> None:
     """Profile, plan one stage on both ranks, and generate it for each number of micro-batches."""
-    (folder / "cluster.toml").write_text(CLUSTER)
+    (folder / "cluster.toml").write_text(cluster_text({"here": {"cpu": 2}}))
     size = str(MICROBATCH_SIZE)
     profile = ["profile", TASK, "--device-type", "cpu", "-b", size, "--repeats", "5"]
-    commands = [[*profile, "-o", str(folder / "cpu.json")]]
+    stagewright(*profile, "-o", str(folder / "cpu.json"))
     for count in MICROBATCHES:
         plan, batch = str(folder / f"plan{count}.json"), str(MICROBATCH_SIZE * count)
         one = ["--batch-size", batch, "--max-stages", "1"]
-        commands.append(["optimize", str(folder / "cluster.toml"), "-o", plan, *one])
-        commands.append(["generate", plan, "-o", str(folder / f"stages{count}")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for command in commands:
-        subprocess.run(
-            [sys.executable, "-m", "stagewright.cli", *command],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        stagewright("optimize", str(folder / "cluster.toml"), "-o", plan, *one)
+        stagewright("generate", plan, "-o", str(folder / f"stages{count}"))
 
 
 def run_rank(folder: Path, num_steps: int) -> None:

@@ -7,36 +7,20 @@ forward again. Reach: within 5 % or 20 MB on every rank.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from method.clusters import cluster_text
+from method.commands import ranks_of, run, stagewright
 
 from stagewright.optimizer.assemble import predict
 from stagewright.optimizer.load import load_inputs
 from stagewright.optimizer.problem import Problem
 from stagewright.plan import Plan
 
-ROOT = Path(__file__).resolve().parent.parent
-CLUSTER = """\
-format = "stagewright.cluster"
-version = 1
-
-[device_types.cpu]
-memory_bytes = 16_000_000_000
-profile = "cpu.json"
-
-[[servers]]
-name = "here"
-devices = [{ type = "cpu", count = 3 }]
-
-[links.inside_server]
-bandwidth_bytes_per_s = 1.0e9
-latency_ms = 0.3
-"""
+MEMORY_BYTES = 16_000_000_000
 NUM_MICROBATCHES = 4
 OPTIMIZER = "adamw"
 NEAR = 0.05
@@ -67,17 +51,6 @@ MODELS = {
 }
 
 
-def run(*command: str) -> str:
-    """Run a command from the repository's root and return what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -104,7 +77,9 @@ class Row:
 
 def rows_of(name: str, model: Model, folder: Path, autocast: str | None) -> Any:
     """Yield a row for every rank of every run of a model."""
-    (folder / "cluster.toml").write_text(CLUSTER)
+    (folder / "cluster.toml").write_text(
+        cluster_text({"here": {"cpu": 3}}, memory_bytes=MEMORY_BYTES)
+    )
     size = str(model.microbatch_size)
     profile = ("profile", model.task, "--device-type", "cpu", "-b", size, "--repeats", "1")
     mixed = ("--autocast", autocast) if autocast else ()
@@ -124,10 +99,6 @@ def rows_of(name: str, model: Model, folder: Path, autocast: str | None) -> Any:
                         f"{measured / 1e6:.1f} | {measured / predicted:.3f} |",
                         apart <= max(NEAR * predicted, NEAR_BYTES),
                     )
-
-
-def stagewright(*arguments: str) -> str:
-    return run(sys.executable, "-m", "stagewright.cli", *arguments)
 
 
 def make_plan(
@@ -156,11 +127,10 @@ def make_plan(
 
 def trained(model: Model, plan: Path, folder: Path) -> list[dict[str, Any]]:
     """Train a few steps; return the report's replicas."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
     limits = ("--max-steps", "3", "--epochs", "100", "--no-evaluation", "--optimizer", OPTIMIZER)
     train = ("-m", "stagewright.runtime", str(folder / "stages"), "--task", model.task, *limits)
-    ranks = str(Plan.load(plan).num_ranks)
-    run(*torchrun, ranks, *train, "--report", str(folder / "report.json"))
+    ranks = Plan.load(plan).num_ranks
+    run(*ranks_of(ranks, *train, "--report", str(folder / "report.json")))
     found: list[dict[str, Any]] = json.loads((folder / "report.json").read_text())["report"][
         "replicas"
     ]

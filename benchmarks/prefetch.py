@@ -8,8 +8,6 @@ and 2 processes that read take turns; losses must be the same bit for bit. Print
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -17,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against_torch import CLUSTER
+from method.clusters import cluster_text
+from method.commands import stagewright
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.models import digits_cnn
@@ -26,7 +25,6 @@ from stagewright.runtime.session import Session
 from stagewright.runtime.training.settings import Settings
 from stagewright.runtime.training.trainer import TrainingOptions, train
 
-ROOT = Path(__file__).resolve().parent.parent
 ITEM_MS = (0, 1, 4)
 WORKERS = (0, 1, 2)
 NUM_STEPS, WARM_UP_STEPS = 14, 2
@@ -88,16 +86,12 @@ def run(folder: Path, workers: int) -> tuple[list[float], list[float]]:
 
 def make_stages(folder: Path) -> None:
     """Profile, plan for one device, and generate."""
-    (folder / "cluster.toml").write_text(CLUSTER.replace("count = 2", "count = 1"))
+    (folder / "cluster.toml").write_text(cluster_text({"here": {"cpu": 1}}))
     profile = ("profile", __file__, "--device-type", "cpu", "-b", "16", "--repeats", "5")
-    for command in (
-        (*profile, "-o", str(folder / "cpu.json")),
-        ("optimize", str(folder / "cluster.toml"), "-o", str(folder / "plan.json")),
-        ("generate", str(folder / "plan.json"), "-o", str(folder / "stages")),
-    ):
-        batch = ("--batch-size", "64") if command[0] == "optimize" else ()
-        stagewright = (sys.executable, "-m", "stagewright.cli")
-        subprocess.run([*stagewright, *command, *batch], cwd=ROOT, check=True, capture_output=True)
+    stagewright(*profile, "-o", str(folder / "cpu.json"))
+    plan = str(folder / "plan.json")
+    stagewright("optimize", str(folder / "cluster.toml"), "-o", plan, "--batch-size", "64")
+    stagewright("generate", plan, "-o", str(folder / "stages"))
 
 
 if __name__ == "__main__":

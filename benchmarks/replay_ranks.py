@@ -8,34 +8,16 @@ ranks can share two cores. The links of the cluster are measured in the same run
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from method.clusters import cluster_text
+from method.commands import measure_links, stagewright
+
 from stagewright.plan import Plan
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/gpt.py:build_deep"
 SLOWDOWNS = {"slow": 24.0, "slower": 48.0}
-CLUSTER = """\
-format = "stagewright.cluster"
-version = 1
-
-[device_types.slow]
-memory_bytes = 8_000_000_000
-profile = "../slow.json"
-
-[device_types.slower]
-memory_bytes = 8_000_000_000
-profile = "../slower.json"
-
-[[servers]]
-name = "here"
-devices = [{{ type = "slow", count = {slow} }}, {{ type = "slower", count = {slower} }}]
-
-{links}"""
 PLANS = (
     # name, devices of both types, options of stagewright optimize
     ("8 ranks, exact", (5, 3), ()),
@@ -48,22 +30,6 @@ PLANS = (
 LEAST_ACTION_MS = 5.0
 
 
-def run(*command: str) -> str:
-    """Run a command from the repository's root and return what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", default="10", help="replayed of every plan")
@@ -73,17 +39,15 @@ def main() -> None:
         for device_type, slowdown in SLOWDOWNS.items():
             output = ("-o", str(folder / f"{device_type}.json"), "--repeats", "15")
             emulated = ("--device-type", device_type, "--emulate-slowdown", str(slowdown))
-            run("stagewright.cli", "profile", TASK, "-b", "2", *emulated, *output)
-        links = folder / "links.toml"
-        launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-        run(*launcher, "-m", "stagewright.profiler.links_command", "-o", str(links))
-        print(links.read_text())
+            stagewright("profile", TASK, "-b", "2", *emulated, *output)
+        links = measure_links(folder / "links.toml")
+        print(links)
         print(
             "| plan | stages | shortest action ms | simulated ms/step | replayed ms/step | ratio |"
         )
         print("|---|--:|--:|--:|--:|--:|")
         for label, counts, options in PLANS:
-            plan_path = make_plan(folder, counts, links.read_text(), options)
+            plan_path = make_plan(folder, counts, links, options)
             print(row(label, plan_path, args.steps), flush=True)
     print(
         "simulated: predicted from emulated profiles; replayed: measured, computing slept; medians"
@@ -95,9 +59,10 @@ def make_plan(folder: Path, counts: tuple[int, int], links: str, options: tuple[
     own = folder / f"{'-'.join(map(str, counts))}{''.join(options)}"
     own.mkdir()
     cluster, plan = own / "cluster.toml", own / "plan.json"
-    cluster.write_text(CLUSTER.format(slow=counts[0], slower=counts[1], links=links))
+    devices = {"here": dict(zip(SLOWDOWNS, counts, strict=True))}
+    cluster.write_text(cluster_text(devices, links, profiles=".."))
     batch = ("--batch-size", "64", "--microbatch-size", "2", "--time-limit", "30")
-    run("stagewright.cli", "optimize", str(cluster), "-o", str(plan), *batch, *options)
+    stagewright("optimize", str(cluster), "-o", str(plan), *batch, *options)
     return plan
 
 
@@ -107,7 +72,7 @@ def row(label: str, plan_path: Path, steps: str) -> str:
     predictions = [replica.predicted for stage in plan.stages for replica in stage.replicas]
     shortest_ms = min(time for p in predictions for time in (p.forward_ms, p.backward_ms))
     mark = "" if shortest_ms >= LEAST_ACTION_MS else " (too short)"
-    printed = run("stagewright.cli", "replay", str(plan_path), "--steps", steps, "--json")
+    printed = stagewright("replay", str(plan_path), "--steps", steps, "--json")
     found = json.loads(printed.splitlines()[-1])
     simulated, replayed = found["simulated_step_ms"], found["measured_step_ms"]
     return (

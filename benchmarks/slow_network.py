@@ -11,7 +11,6 @@ cannot be made it says why and ends.
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -20,10 +19,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from method.clusters import LOOPBACK, cluster_text
+from method.commands import ROOT, one_thread, stagewright
+
 from stagewright.cluster import Cluster
 from stagewright.plan import Plan
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/digits_cnn.py"
 RATE, BURST, QUEUE = "200mbit", "64kb", "400ms"
 """A larger burst would let the first part of every message pass at the speed of memory."""
@@ -31,30 +32,6 @@ SERVERS = ("swbench0", "swbench1")
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 PORT = 29731
 SLOWDOWN = 3.0
-CLUSTER = """\
-format = "stagewright.cluster"
-version = 1
-
-[device_types.cpu]
-memory_bytes = 4_000_000_000
-profile = "cpu.json"
-
-[device_types.slow]
-memory_bytes = 4_000_000_000
-profile = "slow.json"
-
-[[servers]]
-name = "swbench0"
-devices = [{{ type = "cpu", count = 1 }}]
-
-[[servers]]
-name = "swbench1"
-devices = [{{ type = "slow", count = 1 }}]
-
-[links.inside_server]
-bandwidth_bytes_per_s = 1.0e9
-latency_ms = 0.3
-{links}"""
 PLANS = (
     # name, options of stagewright optimize
     ("a wide border, 1f1b", ("--cuts", "features.6", "--types", "cpu,slow")),
@@ -122,8 +99,7 @@ def between_servers(command: Sequence[str]) -> str:
     """Run a module, a rank in each namespace under a host name of its own; return what rank 0 prints."""
     ranks = []
     for rank, (name, device) in enumerate(zip(SERVERS, ("sw0", "sw1"), strict=True)):
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
+        environment = one_thread() | {
             "RANK": str(rank),
             "WORLD_SIZE": str(len(SERVERS)),
             "LOCAL_RANK": "0",
@@ -157,17 +133,6 @@ def between_servers(command: Sequence[str]) -> str:
     return outputs[0]
 
 
-def local(*command: str) -> None:
-    """Run a stagewright command."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    program = (sys.executable, "-m", "stagewright.cli", *command)
-    done = subprocess.run(
-        program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", default="10")
@@ -182,13 +147,14 @@ def main() -> None:
 def measure(folder: Path, steps: str) -> None:
     """Print the link and the table."""
     profile = ("profile", TASK, "-b", "16", "--repeats", "10")
-    local(*profile, "--device-type", "cpu", "-o", str(folder / "cpu.json"))
+    stagewright(*profile, "--device-type", "cpu", "-o", str(folder / "cpu.json"))
     emulated = ("--device-type", "slow", "--emulate-slowdown", str(SLOWDOWN))
-    local(*profile, *emulated, "-o", str(folder / "slow.json"))
+    stagewright(*profile, *emulated, "-o", str(folder / "slow.json"))
     links = folder / "links.toml"
     between_servers(("stagewright.profiler.links_command", "-o", str(links)))
     print(links.read_text())
-    (folder / "cluster.toml").write_text(CLUSTER.format(links=links.read_text()))
+    servers = {server: {name: 1} for server, name in zip(SERVERS, ("cpu", "slow"), strict=True)}
+    (folder / "cluster.toml").write_text(cluster_text(servers, LOOPBACK + links.read_text()))
     print(f"type slow is emulated: this CPU, {SLOWDOWN:g} times slower")
     print(
         "| plan | busiest rank ms | messages each way ms | simulated ms/step | replayed ms/step | ratio |"
@@ -197,7 +163,7 @@ def measure(folder: Path, steps: str) -> None:
     for label, options in PLANS:
         path = folder / "plan.json"
         batch = ("--batch-size", "128", "--microbatch-size", "16")
-        local("optimize", str(folder / "cluster.toml"), "-o", str(path), *batch, *options)
+        stagewright("optimize", str(folder / "cluster.toml"), "-o", str(path), *batch, *options)
         plan = Plan.load(path)
         replay = (
             "stagewright.runtime.checking.replay_command",

@@ -19,7 +19,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from unequal_devices import CLUSTER, SLOWDOWN, WARM_UP_STEPS, launch, run, run_ours, times_in_turn
+from method.clusters import cluster_text
+from method.commands import measure_links, stagewright, start_ranks
+from method.turns import WARM_UP_STEPS, run_ours, times_in_turn
+from unequal_devices import SLOWDOWN
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.graph import LayerGraph
@@ -51,17 +54,16 @@ def main() -> None:
         run_rank(args.rank_of, task_of(args.models[0]), args.steps)
         return
     with tempfile.TemporaryDirectory() as name:
-        links = Path(name) / "links.toml"
-        launch(2, "-m", "stagewright.profiler.links_command", "-o", str(links), quiet=True)
+        links = measure_links(Path(name) / "links.toml")
         for model in args.models:
             folder = Path(name) / model
             folder.mkdir()
             profile(folder, task_of(model))
             for num_ranks in args.ranks:
                 print(f"\n{model} on 1 fast and {num_ranks - 1} slow (emulated x{SLOWDOWN:g})")
-                own = make_plans(folder, num_ranks, links.read_text())
+                own = make_plans(folder, num_ranks, links)
                 steps = ("--models", model, "--rank-of", str(own), "--steps", str(args.steps))
-                launch(num_ranks, __file__, *steps)
+                start_ranks(num_ranks, __file__, *steps)
 
 
 def task_of(model: str) -> str:
@@ -73,7 +75,7 @@ def profile(folder: Path, task: str) -> None:
     for device_type, emulated in (("fast", ()), ("slow", ("--emulate-slowdown", str(SLOWDOWN)))):
         output = ("-o", str(folder / f"{device_type}.json"), "--repeats", "12")
         options = ("--device-type", device_type, "-b", str(MICROBATCH_SIZE), *output, *emulated)
-        run("stagewright.cli", "profile", task, *options)
+        stagewright("profile", task, *options)
 
 
 def make_plans(folder: Path, num_ranks: int, links: str) -> Path:
@@ -81,7 +83,7 @@ def make_plans(folder: Path, num_ranks: int, links: str) -> Path:
     own = folder / str(num_ranks)
     own.mkdir()
     cluster = folder / f"cluster{num_ranks}.toml"
-    cluster.write_text(CLUSTER.format(slow=num_ranks - 1, links=links))
+    cluster.write_text(cluster_text({"here": {"fast": 1, "slow": num_ranks - 1}}, links))
     types = ["fast", *["slow"] * (num_ranks - 1)]
     layers = [layer.name for layer in chain_of(LayerGraph.load(folder / "fast.json"))]
     even = [layers[len(layers) * stage // num_ranks] for stage in range(1, num_ranks)]
@@ -95,8 +97,8 @@ def make_plans(folder: Path, num_ranks: int, links: str) -> Path:
     }
     for name, options in rivals.items():
         plan = str(own / f"{name}.json")
-        run("stagewright.cli", "optimize", str(cluster), "-o", plan, *batch, *size, *options)
-        run("stagewright.cli", "generate", plan, "-o", str(own / name))
+        stagewright("optimize", str(cluster), "-o", plan, *batch, *size, *options)
+        stagewright("generate", plan, "-o", str(own / name))
     return own
 
 

@@ -15,16 +15,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+from method.clusters import cluster_text
+from method.commands import ROOT, one_thread
+
 from stagewright.pipedream_conf import Conf
 from stagewright.pipedream_graph import TextGraph
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = "stagewright.models.minkowski.vgg:small"
 BINARIES = Path(sys.executable).parent
 SLOWDOWN, SLOW_DEVICES, MICROBATCH_SIZE = 2.25, 3, 16
 BANDWIDTH = 100_000_000
 """Bytes per second between the planned devices; the training runs over loopback."""
 EXPECTED_ACCURACY = 0.9
+LINKS = f"[links]\ninside_server = {{ bandwidth_bytes_per_s = {BANDWIDTH}, latency_ms = 0.3 }}\n"
 SERVER_FILE = f"""\
 Server0
     fast 1 graph_fast.txt
@@ -47,25 +50,6 @@ def dataset(split: str) -> Dataset:
     seeds = range(8) if split == "train" else range(4)
     return ConcatDataset([ShapeClouds(split, seed=seed) for seed in seeds])
 '''
-CLUSTER = f"""\
-format = "stagewright.cluster"
-version = 1
-
-[device_types.fast]
-memory_bytes = 8_000_000_000
-profile = "fast.json"
-
-[device_types.slow]
-memory_bytes = 8_000_000_000
-profile = "slow.json"
-
-[[servers]]
-name = "Server0"
-devices = [{{ type = "fast", count = 1 }}, {{ type = "slow", count = {SLOW_DEVICES} }}]
-
-[links]
-inside_server = {{ bandwidth_bytes_per_s = {BANDWIDTH}, latency_ms = 0.3 }}
-"""
 
 
 def main() -> None:
@@ -105,7 +89,9 @@ def plan_and_generate(folder: Path) -> tuple[int, ...]:
 def train(folder: Path, replicas: tuple[int, ...], epochs: int) -> float:
     """Train the generated stages on their ranks and return the accuracy."""
     (folder / "task.py").write_text(TASK)
-    (folder / "cluster.toml").write_text(CLUSTER)
+    (folder / "cluster.toml").write_text(
+        cluster_text({"Server0": {"fast": 1, "slow": SLOW_DEVICES}}, LINKS)
+    )
     for device_type, emulated in device_types():
         output = ("--device-type", device_type, "-o", f"{device_type}.json", *emulated)
         run(folder, "stagewright", "profile", "task.py", "-b", str(MICROBATCH_SIZE), *output)
@@ -132,7 +118,7 @@ def device_types() -> tuple[tuple[str, tuple[str, ...]], ...]:
 def first_layers(folder: Path) -> list[str]:
     """Return the first layers of the stages behind the first, by their names in the generated network."""
     graph = TextGraph.load(folder / "minkvgg16bn" / f"gpus={SLOW_DEVICES + 1}.txt")
-    found = {}
+    found: dict[int, str] = {}
     for node in graph.nodes:
         found.setdefault(node.stage or 0, node.name)
     return [f"stages.{stage}.{found[stage]}" for stage in sorted(found) if stage]
@@ -151,7 +137,7 @@ def run(folder: Path, *command: str) -> None:
     """Print a command as a user would type it in the folder, and run it there."""
     print(f"\n$ {shlex.join(command)}", flush=True)
     path = [str(folder), os.environ.get("PYTHONPATH", str(ROOT))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
+    environment = one_thread() | {"PYTHONPATH": os.pathsep.join(path)}
     program = str(BINARIES / command[0])
     done = subprocess.run([program, *command[1:]], cwd=folder, env=environment, check=False)
     if done.returncode:

@@ -13,17 +13,18 @@ sum of the speeds over their number times the least speed.
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from method.clusters import cluster_text
+from method.commands import measure_links, stagewright, start_ranks
+from method.turns import Untupled, run_ours, times_in_turn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from stagewright.allocation import keep_freed_memory
@@ -31,33 +32,14 @@ from stagewright.plan import Plan
 from stagewright.runtime.ranks.world import join_world
 from stagewright.runtime.session import Session
 from stagewright.runtime.training.batches import DataOrder
-from stagewright.runtime.training.data import TrainingData
 from stagewright.runtime.training.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = "models/gpt.py:build_deep"
 SLOWDOWN = 2.5
-MICROBATCH_SIZE, WARM_UP_STEPS = 4, 2
+MICROBATCH_SIZE = 4
 LENGTH, WIDTH, NUM_TOKENS = 64, 128, 256
 EVEN_CUTS = {2: "blocks.4.norm1", 3: "blocks.3.norm1,blocks.6.norm1"}
 NUM_MICROBATCHES = {2: 14, 3: 18}
-CLUSTER = """\
-format = "stagewright.cluster"
-version = 1
-
-[device_types.fast]
-memory_bytes = 8_000_000_000
-profile = "fast.json"
-
-[device_types.slow]
-memory_bytes = 8_000_000_000
-profile = "slow.json"
-
-[[servers]]
-name = "here"
-devices = [{{ type = "fast", count = 1 }}, {{ type = "slow", count = {slow} }}]
-
-{links}"""
 
 
 def main() -> None:
@@ -74,58 +56,22 @@ def main() -> None:
         for device_type, emulated in profiles:
             output = ("-o", str(folder / f"{device_type}.json"), "--repeats", "12")
             size = ("-b", str(MICROBATCH_SIZE))
-            run(
-                "stagewright.cli",
-                "profile",
-                TASK,
-                "--device-type",
-                device_type,
-                *size,
-                *output,
-                *emulated,
-            )
-        launch(
-            2,
-            "-m",
-            "stagewright.profiler.links_command",
-            "-o",
-            str(folder / "links.toml"),
-            quiet=True,
-        )
+            options = ("--device-type", device_type, *size, *output, *emulated)
+            stagewright("profile", TASK, *options)
+        links = measure_links(folder / "links.toml")
         for num_ranks in (2, 3):
-            make_plans(folder, num_ranks)
+            make_plans(folder, num_ranks, links)
         for num_ranks in (2, 3):
             own = (__file__, "--rank-of", str(folder / str(num_ranks)), "--steps", str(args.steps))
-            launch(num_ranks, *own)
+            start_ranks(num_ranks, *own)
 
 
-def run(*command: str, quiet: bool = True) -> None:
-    """Run a module from the repository's root."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=environment,
-        check=False,
-        stdout=subprocess.PIPE if quiet else None,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed")
-
-
-def launch(num_ranks: int, *command: str, quiet: bool = False) -> None:
-    """Start a program under torchrun."""
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
-    run(*launcher, *command, quiet=quiet)
-
-
-def make_plans(folder: Path, num_ranks: int) -> None:
+def make_plans(folder: Path, num_ranks: int, links: str) -> None:
     """Plan and generate all rivals for so many devices."""
     own = folder / str(num_ranks)
     own.mkdir()
-    links = (folder / "links.toml").read_text()
     cluster = folder / f"cluster{num_ranks}.toml"
-    cluster.write_text(CLUSTER.format(slow=num_ranks - 1, links=links))
+    cluster.write_text(cluster_text({"here": {"fast": 1, "slow": num_ranks - 1}}, links))
     types = ["fast", *["slow"] * (num_ranks - 1)]
     batch = ("--batch-size", str(MICROBATCH_SIZE * NUM_MICROBATCHES[num_ranks]))
     size = ("--microbatch-size", str(MICROBATCH_SIZE), "--ignore-update")
@@ -136,8 +82,8 @@ def make_plans(folder: Path, num_ranks: int) -> None:
     }
     for name, options in rivals.items():
         plan = str(own / f"{name}.json")
-        run("stagewright.cli", "optimize", str(cluster), "-o", plan, *batch, *size, *options)
-        run("stagewright.cli", "generate", plan, "-o", str(own / name))
+        stagewright("optimize", str(cluster), "-o", plan, *batch, *size, *options)
+        stagewright("generate", plan, "-o", str(own / name))
 
 
 def run_rank(folder: Path, num_steps: int) -> None:
@@ -155,7 +101,7 @@ def run_rank(folder: Path, num_steps: int) -> None:
     dataset = sessions["even"].task.function("dataset")("train")
     order = DataOrder(len(dataset), MICROBATCH_SIZE, NUM_MICROBATCHES[size], 0)
     rivals: dict[str, Callable[[int], None]] = {
-        names[name]: partial(run_ours, session, TrainingData(session))
+        names[name]: partial(run_ours, session, dataset, order)
         for name, session in sessions.items()
     }
     rivals["even split, torch's 1F1B"] = theirs(sessions["even"], dataset, order)
@@ -164,43 +110,6 @@ def run_rank(folder: Path, num_steps: int) -> None:
         predicted = {names[n]: session.plan.predicted_step_ms for n, session in sessions.items()}
         print_table(times, predicted, sessions["exact"].plan)
     dist.destroy_process_group()
-
-
-def times_in_turn(
-    rivals: Mapping[str, Callable[[int], None]], modules: Sequence[torch.nn.Module], num_steps: int
-) -> dict[str, list[float]]:
-    """Return the ms of each step of each rival, of the slowest rank; gradients are dropped in between."""
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for step in range(WARM_UP_STEPS + num_steps):
-        for name, run_step in rivals.items():
-            dist.barrier()
-            started_s = time.perf_counter()
-            run_step(step)
-            spent = torch.tensor([time.perf_counter() - started_s])
-            dist.all_reduce(spent, op=dist.ReduceOp.MAX)
-            if step >= WARM_UP_STEPS:
-                times[name].append(spent.item() * 1e3)
-            for module in modules:
-                for parameter in module.parameters():
-                    parameter.grad = None
-    return times
-
-
-def run_ours(session: Session, data: TrainingData, step: int) -> None:
-    """Run one step of a plan without its update."""
-    session.compute_gradients(data.of_step(step), step)
-
-
-class Untupled(torch.nn.Module):
-    """A stage whose only output is not in a tuple."""
-
-    def __init__(self, stage: torch.nn.Module) -> None:
-        super().__init__()
-        self.stage = stage
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: Any = self.stage(x)
-        return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
 
 class EmulatedStage(PipelineStage):
