@@ -24,10 +24,12 @@ from stagewright.pipedream_graph import TextGraph
 MODEL = "stagewright.models.minkowski.vgg:small"
 BINARIES = Path(sys.executable).parent
 SLOWDOWN, SLOW_DEVICES, MICROBATCH_SIZE = 2.25, 3, 16
-BANDWIDTH = 100_000_000
-"""Bytes per second between the planned devices; the training runs over loopback."""
+BANDWIDTH = 12_500_000
+"""Bytes per second between the devices that SparsePipe's planner plans for: 100 Mbit/s. There `0:3,1:1` wins
+by so much that it still does with profiles that are wrong by a tenth; with faster links others come close."""
 EXPECTED_ACCURACY = 0.9
-LINKS = f"[links]\ninside_server = {{ bandwidth_bytes_per_s = {BANDWIDTH}, latency_ms = 0.3 }}\n"
+LOOPBACK = "[links]\ninside_server = { bandwidth_bytes_per_s = 1_000_000_000, latency_ms = 0.3 }\n"
+"""Where the training runs, for the predicted step."""
 SERVER_FILE = f"""\
 Server0
     fast 1 graph_fast.txt
@@ -90,7 +92,7 @@ def train(folder: Path, replicas: tuple[int, ...], epochs: int) -> float:
     """Train the generated stages on their ranks and return the accuracy."""
     (folder / "task.py").write_text(TASK)
     (folder / "cluster.toml").write_text(
-        cluster_text({"Server0": {"fast": 1, "slow": SLOW_DEVICES}}, LINKS)
+        cluster_text({"Server0": {"fast": 1, "slow": SLOW_DEVICES}}, LOOPBACK)
     )
     for device_type, emulated in device_types():
         output = ("--device-type", device_type, "-o", f"{device_type}.json", *emulated)
