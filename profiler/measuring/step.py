@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from stagewright.profiler.tracing.inputs import called
 from stagewright.profiler.tracing.observe import tensors_in
 from stagewright.profiler.tracing.trace import TracedModel
 
@@ -252,11 +253,9 @@ def run_whole(
 
     rest is called between forward and backward.
     """
-    positional = [value for key, value in batch.inputs.items() if isinstance(key, int)]
-    keywords = {key: value for key, value in batch.inputs.items() if isinstance(key, str)}
     start = clock.now()
     with batch.precision.context():
-        output = model(*positional, **keywords)
+        output = called(model, batch.inputs)
         loss = output if batch.loss is None else batch.loss(output)
     middle = clock.now()
     rest()

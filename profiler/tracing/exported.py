@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from stagewright.document import InputError
 
 from .granularity import IsLayer
+from .guards import demand_any_size
 from .same import demand_same_results
 from .symbolic import SOURCE, first_line, is_users, place_of_error
 
@@ -52,6 +53,7 @@ def export_calls(
     model: nn.Module,
     examples: tuple[Mapping[int | str, Any], Mapping[int | str, Any]],
     is_layer: IsLayer,
+    num_samples: int,
 ) -> fx.Graph:
     """Return the graph of a model's calls; its placeholders are in the order of the inputs.
 
@@ -59,12 +61,14 @@ def export_calls(
         model: in the mode to trace.
         examples: inputs at two micro-batch sizes; sizes that differ between them are those of the batch.
         is_layer: whether a module at a path is one layer.
+        num_samples: in the first example.
 
     Raises:
-        InputError: the model cannot be exported, or returns something other than tensors, numbers, None,
-            and tuples, lists or dicts of them.
+        InputError: the model cannot be exported, goes another way for other numbers of samples, or returns
+            something other than tensors, numbers, None, and tuples, lists or dicts of them.
     """
     program = _export(model, examples, _coarse_layers(model, is_layer))
+    demand_any_size(program, num_samples)
     graph = _Rewriter(model, program, examples[0], is_layer).graph()
     demand_same_results(model, graph, examples[0], other_method="fx")
     return graph

@@ -1,9 +1,11 @@
 """The task's example input as the model takes it: by position or keyword, on its device, in its dtype."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from stagewright.document import InputError
 from stagewright.task import Task
@@ -29,6 +31,18 @@ def inputs_of(task: Task, batch_size: int, model: nn.Module) -> dict[int | str, 
             "tensor, or a tuple or a dict with tensors"
         )
     return {key: moved(value, model) for key, value in example.items()}
+
+
+def called(model: nn.Module, inputs: Mapping[int | str, Any]) -> Any:
+    """Return what a model makes of inputs by position or keyword."""
+    positional = [value for key, value in inputs.items() if isinstance(key, int)]
+    keywords = {key: value for key, value in inputs.items() if isinstance(key, str)}
+    return model(*positional, **keywords)
+
+
+def copied(inputs: Mapping[int | str, Any]) -> dict[int | str, Any]:
+    """Return inputs with copies of their tensors: a model may change what it gets in place."""
+    return pytree.tree_map_only(torch.Tensor, torch.clone, dict(inputs))  # type: ignore[no-any-return]
 
 
 def moved(value: Any, model: nn.Module) -> Any:

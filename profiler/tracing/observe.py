@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from stagewright.document import InputError
 
+from .state import buffers_kept
 from .symbolic import first_line, place_of_node
 from .voxels import SparseValue, is_sparse, observed
 
@@ -50,14 +51,13 @@ def observe(
     Raises:
         InputError: a call fails, or overwrites memory that other layers' values share.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     run = _Run()
     for node in graph.nodes:
         run.last_use.update(dict.fromkeys(node.all_input_nodes, node))
     observations: dict[fx.Node, Observation] = {}
     waiting = iter(inputs.values())
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with buffers_kept(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
         for node in graph.nodes:
             if node.op == "placeholder":
                 run.values[node] = next(waiting)
@@ -65,9 +65,6 @@ def observe(
             elif node.op != "output":
                 observations[node] = _observe_call(model, node, run, devices)
             run.forget_after(node)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     return observations
 
 

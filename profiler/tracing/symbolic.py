@@ -5,15 +5,13 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from stagewright.document import InputError
 
@@ -100,7 +98,7 @@ def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any], is_layer: IsL
             "wrap it in nn.Sequential, and build what has several layers of smaller modules"
         )
     try:
-        with torch.enable_grad(), _without_proxies_left(model):
+        with torch.enable_grad():
             return tracer.trace(model)
     except InputError:
         raise
@@ -109,24 +107,6 @@ def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any], is_layer: IsL
         raise InputError(
             f"{place_of_error(error)}: cannot be traced: {reason}; {REWRITE}"
         ) from error
-
-
-@contextmanager
-def _without_proxies_left(model: nn.Module) -> Iterator[None]:
-    """Give modules back the attributes in which forward stores what it computes: proxies, in a trace."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            found = vars(module)
-            for name in [n for n, value in found.items() if _has_proxies(value)]:
-                del found[name]
-                found |= {name: attributes[name]} if name in attributes else {}
-
-
-def _has_proxies(value: Any) -> bool:
-    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(value))
 
 
 def _positional_names(model: nn.Module, count: int, keywords: Sequence[str]) -> list[str]:
@@ -167,7 +147,8 @@ def place_of_node(node: fx.Node) -> str:
 
 
 def _place_of_frame(frame: FrameType | None) -> str:
-    while frame is not None:
+    """Return the user's line that made a call; above the trace nothing is the model's."""
+    while frame is not None and frame.f_code is not trace_calls.__code__:
         if is_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back

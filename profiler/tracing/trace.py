@@ -40,12 +40,14 @@ from stagewright.value import (
 
 from .describe import Undescribable, argument_of, function_name, value_spec
 from .exported import export_calls
-from .granularity import layer_rule
-from .inputs import inputs_of
+from .granularity import IsLayer, layer_rule
+from .inputs import copied, inputs_of
 from .modes import Call, by_mode, evaluation_calls
 from .observe import Observation, observe, tensors_in
 from .rebuild import constructor_of
-from .same import demand_same_results
+from .repeatable import demand_repeatable
+from .same import demand_same_at_other_sizes, demand_same_results
+from .state import modes_kept, state_kept
 from .stored import Stored, stored_at, stored_in_module, tied_names
 from .symbolic import place_of_node, trace_calls
 from .voxels import link_maps, name_maps
@@ -114,24 +116,33 @@ def trace(
     if how.method not in METHODS:
         raise InputError(f"--trace is {how.method!r}, expected one of {', '.join(METHODS)}")
     sizes = (batch_size, batch_size + 1) * TIMES_OBSERVED
+    demand_repeatable(model, *(inputs_of(task, size, model) for size in sizes[:2]))
     examples = [inputs_of(task, size, model) for size in sizes]
     rule = layer_rule(model, how.granularity)
     if how.method != "export":
         try:
-            found = _traced(model, examples, sizes, lambda: trace_calls(model, examples[0], rule))
-            demand_same_results(model, found.calls, examples[0], other_method="export")
+            found = _traced(model, examples, sizes, lambda: _fx_calls(model, examples[0], rule))
+            demand_same_at_other_sizes(task, model, found.calls, batch_size, "export")
             return found
         except InputError as error:
             if how.method == "fx":
                 raise
             by_fx = error
     try:
-        first, second = examples[:2]
-        return _traced(model, examples, sizes, lambda: export_calls(model, (first, second), rule))
+        two = (examples[0], examples[1])
+        found = _traced(model, examples, sizes, lambda: export_calls(model, two, rule, batch_size))
+        demand_same_at_other_sizes(task, model, found.calls, batch_size, "fx")
+        return found
     except InputError as by_export:
         if how.method == "export":
             raise
         raise InputError(f"{by_fx} (torch.export: {by_export})") from None
+
+
+def _fx_calls(model: nn.Module, example: Example, rule: IsLayer) -> fx.Graph:
+    calls = trace_calls(model, example, rule)
+    demand_same_results(model, calls, example, other_method="export")
+    return calls
 
 
 def _traced(
@@ -141,10 +152,10 @@ def _traced(
     trace_model: Callable[[], fx.Graph],
 ) -> TracedModel:
     calls, evaluation = _in_both_modes(model, trace_model)
-    observations = [observe(model, calls, example) for example in examples]
+    observations = [observe(model, calls, copied(example)) for example in examples]
     if link_maps(model, calls, {node: found.value for node, found in observations[0].items()}):
         evaluation = {n: (args, {**n.kwargs, **kw}) for n, (args, kw) in evaluation.items()}
-        observations = [observe(model, calls, example) for example in examples]
+        observations = [observe(model, calls, copied(example)) for example in examples]
     inputs = tuple(examples[0])
     return _Builder(model, calls, evaluation, inputs, observations, batch_sizes).build()
 
@@ -154,15 +165,12 @@ def _in_both_modes(
 ) -> tuple[fx.Graph, dict[fx.Node, Call]]:
     """Return a model's calls in training, and what each receives in evaluation."""
     _demand_unhooked_parameters(model)
-    training = trace_model()
+    with state_kept(model):
+        training = trace_model()
     _demand_registered_tensors(model, training)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_kept(model), state_kept(model):
+        model.eval()
         evaluation = trace_model()
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return training, evaluation_calls(training, evaluation)
 
 
