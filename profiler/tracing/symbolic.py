@@ -51,6 +51,8 @@ class LayerTracer(fx.Tracer):
         self._is_layer = is_layer
         self._positional = positional
         self._keywords = keywords
+        self._is_autocast = _is_autocast()
+        """Around the whole model, as `--autocast` asks for."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._is_layer(m, module_qualified_name)
@@ -73,14 +75,17 @@ class LayerTracer(fx.Tracer):
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         node = super().create_node(*arguments, **options)
         place = _place_of_frame(sys._getframe(1))
-        is_autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
-        if not torch.is_grad_enabled() or is_autocast:
+        if not torch.is_grad_enabled() or _is_autocast() != self._is_autocast:
             raise InputError(
                 f"{place}: a part of the forward is under no_grad or autocast, which a trace does not hold; "
                 "use detach(), or put it into an nn.Module whose class has stagewright_layer = True"
             )
         node.meta[SOURCE] = place
         return node
+
+
+def _is_autocast() -> bool:
+    return any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 
 
 def trace_calls(model: nn.Module, inputs: Mapping[int | str, Any], is_layer: IsLayer) -> fx.Graph:

@@ -96,6 +96,14 @@ class Mixed(TwoLayers):
         return result
 
 
+class WithoutAutocast(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            hidden = self.first(x)
+        result: Tensor = self.second(hidden.bfloat16())
+        return result
+
+
 class HookedPart(TwoLayers):
     """The hook of a part with layers of its own."""
 
@@ -166,6 +174,15 @@ def test_a_layer_is_called_with_the_literals_that_decide_its_gradients() -> None
 def test_autocast_on_the_cpu_inside_of_a_forward_is_refused(method: str) -> None:
     with pytest.raises(InputError, match="autocast"):
         traced(Mixed(), 4, how=Tracing(method=method))
+
+
+def test_a_model_under_autocast_as_a_whole_is_traced_by_fx() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        layers = traced(model, 4, how=FX).layers
+        with pytest.raises(InputError, match="autocast"):
+            traced(WithoutAutocast(), 4, how=FX)
+    assert [layer.name for layer in layers][1:] == ["0", "1", "2"]
 
 
 def test_a_layer_under_no_grad_gets_no_gradient_in_the_graph_either() -> None:
