@@ -11,13 +11,14 @@ from stagewright.value import Argument, TensorSpec, ValueSpec, references_of
 
 GRAPH_FORMAT = Format(
     name="stagewright.graph",
-    version=6,
+    version=7,
     upgrades={
         1: dict,  # Version 2 adds autocast, null where left out, and values that depend on the data.
         2: dict,  # Version 3 adds costs[].output_spread_bytes, null where left out.
         3: dict,  # Version 4 adds costs[].forward_flops to taken_from, null where left out.
         4: dict,  # Version 5 adds costs[].working_bytes, null where left out.
         5: dict,  # Version 6 adds shared_maps, none where left out.
+        6: dict,  # Version 7 adds operation.evaluated of modules, none where left out.
     },
 )
 
@@ -56,6 +57,8 @@ class ModuleOperation(Record, tag_field="kind", tag="module"):
     """None: no call rebuilds it; it is taken by path from the user's model factory."""
     training: bool = True
     """False: the model keeps this module in eval mode while it trains (a frozen part)."""
+    evaluated: tuple[str, ...] = ()
+    """If it trains: paths inside it of the outermost parts that stay in eval mode."""
 
 
 class FunctionOperation(Record, tag_field="kind", tag="function"):

@@ -204,11 +204,13 @@ def tied_statements(tree: ModuleTree, graph: LayerGraph, layers: Iterable[LayerN
 
 def evaluated_modules(tree: ModuleTree) -> Sequence[str]:
     """Return the expressions of the modules that stay in eval mode while the model trains."""
-    return [
-        flat(tree.access(path))
-        for path, layer in tree.called.items()
-        if isinstance(layer.operation, ModuleOperation) and not layer.operation.training
-    ]
+    found: list[str] = []
+    for path, layer in tree.called.items():
+        if isinstance(layer.operation, ModuleOperation):
+            module = flat(tree.access(path))
+            found += [] if layer.operation.training else [module]
+            found += [f"{module}.get_submodule({literal(p)})" for p in layer.operation.evaluated]
+    return found
 
 
 def _is_taken(layer: LayerNode) -> bool:

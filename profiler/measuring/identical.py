@@ -81,7 +81,8 @@ def _key(traced: TracedModel, node: fx.Node, layer: LayerNode | None) -> Any:
     what = str(node.target)
     if node.op == "call_module":
         module = traced.model.get_submodule(str(node.target))
-        what = f"{type(module).__module__} {module.training} {module!r}"
+        what = f"{type(module).__module__} {module!r}"
+        what += str([part.training for part in module.modules()])
     elif node.op == "get_attr":
         what = ""
     elif node.op == "placeholder":

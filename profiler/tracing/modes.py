@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from stagewright.document import InputError
 from stagewright.value import Argument, MappingArgument, ModeArgument, SequenceArgument
 
+from .describe import Undescribable
 from .symbolic import place_of_node
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -66,6 +67,25 @@ def _in_training(
     copy = copies.get(source)
     taken = node.all_input_nodes
     return copy if copy is not None and copy in taken and source not in taken else source
+
+
+def evaluated_parts(module: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the outermost parts in eval mode of a module that trains; none of one in eval mode.
+
+    Raises:
+        Undescribable: a part trains inside of one in eval mode.
+    """
+    found: list[str] = []
+    for path, part in module.named_modules():
+        outer = next((one for one in found if not one or path.startswith(f"{one}.")), None)
+        if outer is None and not part.training:
+            found.append(path)
+        elif outer is not None and part.training:
+            raise Undescribable(
+                f"its part {path!r} is in training inside of {outer or 'a module'!r} in eval mode; put both "
+                "into one mode, or make them layers of their own by a finer --granularity"
+            )
+    return tuple(filter(None, found))
 
 
 def by_mode(training: Argument, evaluation: Argument) -> Argument:

@@ -42,7 +42,7 @@ from .describe import Undescribable, argument_of, function_name, value_spec
 from .exported import export_calls
 from .granularity import IsLayer, layer_rule
 from .inputs import copied, inputs_of
-from .modes import Call, by_mode, evaluation_calls
+from .modes import Call, by_mode, evaluated_parts, evaluation_calls
 from .observe import Observation, observe, tensors_in
 from .rebuild import constructor_of
 from .repeatable import demand_repeatable
@@ -331,6 +331,7 @@ class _Builder:
             type=f"{type(module).__module__}.{type(module).__qualname__}",
             constructor=constructor_of(module),
             training=module.training,
+            evaluated=evaluated_parts(module),
         )
 
     def _overwritten(self, node: fx.Node, observation: Observation) -> str | None:

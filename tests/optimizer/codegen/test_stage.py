@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stagewright.document import InputError
 from stagewright.graph import LayerGraph
 from stagewright.models import gpt
 from stagewright.optimizer.borders import chain_of
@@ -247,6 +248,36 @@ def test_modules_that_the_model_keeps_in_eval_mode_stay_in_it(workshop: Any, sub
     assert not stage.partly.training
     assert stage.train() is stage
     assert not stage.frozen["0"].training and stage.partly.training
+
+
+class PartlyFrozen(nn.Sequential):
+    stagewright_layer = True
+
+
+def partly_frozen() -> nn.Module:
+    block = PartlyFrozen(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)))
+    block[1][0].eval()
+    return nn.Sequential(nn.Linear(4, 4), block, nn.Linear(4, 4))
+
+
+def test_parts_of_a_coarse_layer_that_stay_in_eval_mode_stay_in_it(workshop: Any) -> None:
+    graph = workshop.trace(partly_frozen(), lambda size: torch.rand(size, 4))
+    package = workshop.package(graph, (2,))
+    check_full_model(package, partly_frozen(), torch.rand(3, 4))
+    for stage in package.full_model(partly_frozen()).eval().train().stages:
+        parts = dict(stage.named_modules())
+        assert all(part.training != path.endswith("1.1.0") for path, part in parts.items())
+
+
+def test_a_part_that_trains_inside_of_one_in_eval_mode_is_refused(workshop: Any) -> None:
+    model = partly_frozen()
+    inner: Any = model.get_submodule("1.1")
+    inner.eval()
+    inner[1].train()
+    with pytest.raises(
+        InputError, match=r"its part '1.1' is in training inside of '1' in eval mode"
+    ):
+        workshop.trace(model, lambda size: torch.rand(size, 4))
 
 
 def test_two_runs_in_other_processes_write_identical_bytes(workshop: Any, subjects: Any) -> None:
