@@ -255,8 +255,8 @@ class PartlyFrozen(nn.Sequential):
 
 
 def partly_frozen() -> nn.Module:
-    block = PartlyFrozen(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)))
-    block[1][0].eval()
+    norm = nn.BatchNorm1d(4).eval()
+    block = PartlyFrozen(nn.Linear(4, 4), nn.Sequential(norm, nn.Dropout(0.5)))
     return nn.Sequential(nn.Linear(4, 4), block, nn.Linear(4, 4))
 
 
