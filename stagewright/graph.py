@@ -118,7 +118,7 @@ class LayerCost(Record):
     input_gradient_ms: float | None = None
     """The part of the backward that makes the gradients of the layer's inputs, and of vectors with them."""
     weight_gradient_ms: float | None = None
-    """The rest of the backward."""
+    """The part for its matrices, run by itself (both parts may take more than the whole); else the rest."""
     forward_spread_ms: float | None = None
     """Interquartile range of the repeats."""
     backward_spread_ms: float | None = None

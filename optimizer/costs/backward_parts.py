@@ -2,8 +2,7 @@
 
 Assumptions, as the runtime does it (`runtime/execution/split_backward.py`): layers that no received value
 with a gradient leads to belong to W whole, so a first stage has no I; where layers of the stage share a
-parameter, all belongs to I; a stage that recomputes runs forward again in I. A layer is assumed to take as
-long in both parts together as in one.
+parameter, all belongs to I; a stage that recomputes runs forward again in I.
 """
 
 from collections.abc import Sequence
@@ -28,17 +27,15 @@ def in_parts(
     if loss is not None and reached.intersection(graph.outputs):
         costs.append(loss)
     again_ms = predicted.forward_ms if plan.stages[stage].recompute else 0.0
-    input_ms = again_ms
+    input_ms, weight_ms = again_ms, max(0.0, predicted.backward_ms - again_ms)
     for cost in costs:
-        if cost.input_gradient_ms is None:
+        if cost.input_gradient_ms is None or cost.weight_gradient_ms is None:
             return predicted
         input_ms += cost.input_gradient_ms
+        weight_ms += cost.weight_gradient_ms - cost.backward_ms
     if costs and _share_parameters(graph, layers):
-        input_ms = predicted.backward_ms
-    return predicted.replace(
-        backward_input_ms=input_ms,
-        backward_weight_ms=max(0.0, predicted.backward_ms - input_ms),
-    )
+        input_ms, weight_ms = predicted.backward_ms, 0.0
+    return predicted.replace(backward_input_ms=input_ms, backward_weight_ms=max(0.0, weight_ms))
 
 
 def _reached(plan: Plan, graph: LayerGraph, stage: int, layers: Sequence[LayerNode]) -> set[str]:

@@ -65,8 +65,8 @@ class Row:
         trained = [p for p in traced.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM)
         self.walks: list[Readings[float]] = []
-        self.of_inputs: list[Readings[float]] = []
-        """Walks whose backward made the gradients of the layers' inputs only."""
+        self.in_parts: list[Readings[float]] = []
+        """Walks whose backward ran in two parts."""
         self.is_splittable = True
         """Whether the model allows them."""
         self.wholes: list[tuple[float, float, float]] = []
@@ -101,16 +101,16 @@ class Row:
                 "the task"
             ) from error
         self.walks.clear()
-        self.of_inputs.clear()
+        self.in_parts.clear()
         self.wholes.clear()
         self.batch = self.batches[0]
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _can_split(self) -> bool:
-        """Whether the backward's part for the inputs can run alone; re-entrant checkpoints forbid it."""
+        """Whether the backward can run in two parts; re-entrant checkpoints forbid it."""
         try:
-            self.walk.run(self.batch, self.clock, of_inputs=True)
+            self.walk.run(self.batch, self.clock, in_parts=True)
         except RuntimeError:
             return False
         return True
@@ -120,8 +120,8 @@ class Row:
         self.walks.append(self.walk.run(self.batch, self.clock, self._rest))
         self._rest()
         if self.is_splittable:
-            walk = self.walk.run(self.batch, self.clock, self._rest, of_inputs=True)
-            self.of_inputs.append(walk)
+            walk = self.walk.run(self.batch, self.clock, self._rest, in_parts=True)
+            self.in_parts.append(walk)
             self._rest()
         if not self.is_shortened or len(self.wholes) < MOST_WHOLE:
             model, update = self.traced.model, self.optimizer.step
@@ -163,7 +163,7 @@ class Row:
             output_spread_bytes=None if place == LOSS else self.sizes.spread_bytes(place),
             saved_bytes=round(self.saved_bytes.get(place, 0) / len(self.batches)),
             input_gradient_ms=input_ms,
-            weight_gradient_ms=None if input_ms is None else max(0.0, backward_ms - input_ms),
+            weight_gradient_ms=self._weight_gradient_ms(place, backward_ms, input_ms),
             forward_spread_ms=interquartile_range(forward),
             backward_spread_ms=interquartile_range(backward),
             repeats=len(self.walks),
@@ -188,13 +188,25 @@ class Row:
         """Return the part of a backward for the layer's inputs; None: the model does not allow it alone."""
         if not self.is_splittable:
             return None
-        if all(place not in walk.backward for walk in self.of_inputs):
+        if all(place not in walk.backward for walk in self.in_parts):
             return 0.0
         is_pure = place != LOSS and place not in self.walk.takes_parameters
         if is_pure and not self.traced.layers[place].parameters:
             return backward_ms  # Autograd has nothing to leave out there.
-        times = [self._backward_ms(walk, place) for walk in self.of_inputs]
+        times = [self._backward_ms(walk, place) for walk in self.in_parts]
         return min(float(np.median(times)), backward_ms)
+
+    def _weight_gradient_ms(
+        self, place: int, backward_ms: float, input_ms: float | None
+    ) -> float | None:
+        """Return the part of a backward for the layer's weights: run by itself, or what I leaves of it."""
+        if input_ms is None:
+            return None
+        spans = [walk.weights[place] for walk in self.in_parts if place in walk.weights]
+        if not spans:
+            return max(0.0, backward_ms - input_ms)
+        read_ms = float(np.median(spans)) - self.calibration.reading_ms
+        return max(0.0, read_ms) * self.slowdown
 
     def _work(self, place: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the flops and operators of forward and backward, in the mean over the micro-batches."""

@@ -8,8 +8,9 @@ those of an earlier micro-batch, as in every micro-batch of a step but the first
 sums at branches are so as in training, and no time is left out or counted twice; what a walk adds is the
 reading of the clock and the hook per layer (about 1 us each), which calibration takes off again.
 
-A backward's part for the inputs is measured in a second walk, whose backward makes the gradients of the
-first layers' values only: autograd then leaves out what belongs to parameters, at each layer.
+A backward's two parts are measured in a second walk, as the runtime runs them (zero-bubble): one backward
+makes the gradients of the first layers' values and of vectors, keeping what came in at each layer that holds
+matrices, so autograd leaves out what belongs to these; then each such layer's is made by a call of its own.
 Source of the two parts: Qi et al., "Zero Bubble Pipeline Parallelism", ICLR 2024, section 2.
 """
 
@@ -22,13 +23,13 @@ from typing import Any, Generic
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from stagewright.profiler.tracing.inputs import called
 from stagewright.profiler.tracing.observe import tensors_in
 from stagewright.profiler.tracing.trace import TracedModel
 
 from .clock import Amount_co, Clock, Meter
+from .parts import Parts
 
 LOSS = -1
 """The loss's place among the layers, which are counted from 0."""
@@ -75,6 +76,8 @@ class Readings(Generic[Amount_co]):
 
     forward: dict[int, Amount_co] = field(default_factory=dict)
     backward: dict[int, Amount_co] = field(default_factory=dict)
+    weights: dict[int, Amount_co] = field(default_factory=dict)
+    """Of a backward in two parts: the part for the layer's matrices, where it is a call of its own."""
     hooks: dict[int, int] = field(default_factory=dict)
     """How many hooks read the meter in the layer's backward."""
 
@@ -108,13 +111,23 @@ class Walk:
             if node in places and self._of_parameters.intersection((node, *node.all_input_nodes))
         }
         """Layers whose value is made from parameters alone, or that take such a value."""
+        uses = Counter(id(p) for p in self._stored() if isinstance(p, nn.Parameter))
+        self._trained = {
+            place: [p for p in call.parameters() if p.requires_grad]
+            for _, place, call in self._calls
+            if place is not None
+            and isinstance(call, nn.Module)
+            and not list(call.children())
+            and all(uses[id(p)] == 1 for p in call.parameters())
+        }
+        """The parameters of layers that are one module, and that no other layer holds, by place."""
 
     def run(
         self,
         batch: Batch,
         meter: Meter[Amount_co],
         rest: Callable[[], None] = lambda: None,
-        of_inputs: bool = False,
+        in_parts: bool = False,
     ) -> Readings[Amount_co]:
         """Return what one forward and one backward take; gradients add into the parameters'.
 
@@ -122,17 +135,17 @@ class Walk:
             batch: one micro-batch.
             meter: a clock, or counts something.
             rest: is called between forward and backward.
-            of_inputs: the backward makes the gradients of the layers' inputs only, none of parameters; and
-                none at all if no layer is on a way from another layer with parameters to the output.
+            in_parts: the backward makes the gradients of the layers' inputs, none if no layer is on a way
+                from another layer with parameters to the output; the weights' are read apart.
 
         Raises:
-            RuntimeError: something in the model does not allow of_inputs (re-entrant checkpointing).
+            RuntimeError: something in the model does not allow in_parts (re-entrant checkpointing).
         """
         readings: Readings[Amount_co] = Readings()
         marks: list[tuple[int, Any]] = []
         spans: list[tuple[int, Any, Any]] = []
         owned: set[Any] = set()
-        first_values: list[GradientEdge] = []
+        parts = Parts() if in_parts else None
 
         def around(place: int, call: Call, is_first: bool) -> Any:
             start = meter.now()
@@ -140,17 +153,19 @@ class Walk:
             spans.append((place, start, meter.now()))
             for function in _new_functions(value, owned):
                 function.register_prehook(lambda _: marks.append((place, meter.now())))
-            if of_inputs and is_first:
-                first_values.extend(
-                    get_gradient_edge(t) for t in tensors_in(value) if t.grad_fn is not None
-                )
+            if parts is not None:
+                parts.add(place, value, is_first, self._trained.get(place, ()))
             return value
 
         with batch.precision.context():
             output = self._forward(batch, around)
         rest()
-        start, end = _backward(output, batch, meter, around, first_values if of_inputs else None)
+        start, end = _backward(output, batch, meter, around, parts)
+        num_marks = len(marks)
+        of_weights = [] if parts is None else parts.run_weights(meter)
+        del marks[num_marks:]  # Of layers that ran again for their weights.
         meter.settle()
+        readings.weights.update({place: meter.between(*span) for place, *span in of_weights})
         for place, first, second in spans:
             readings.forward[place] = meter.between(first, second)
         readings.hooks.update(Counter(place for place, _ in marks))
@@ -274,24 +289,19 @@ def _backward(
     batch: Batch,
     meter: Meter[Any],
     around: Around,
-    ends: Sequence[GradientEdge] | None,
+    parts: Parts | None,
 ) -> tuple[Any, Any]:
-    """Run the loss and the backward; return the moments between which the backward ran.
-
-    ends: where it ends; None: at the parameters.
-    """
+    """Run the loss and the backward, or the part of it for the inputs; return when it began and ended."""
     root = output
     if batch.loss is not None:
         loss = batch.loss
         with batch.precision.context():
             root = around(LOSS, lambda: loss(output), False)
     start = meter.now()
-    if ends is None:
+    if parts is None:
         _start_backward(root)
-    elif ends:
-        roots = [tensor for tensor in tensors_in(root) if tensor.requires_grad]
-        ones = [torch.ones_like(tensor) for tensor in roots]
-        torch.autograd.grad(roots, ends, ones, allow_unused=True)
+    else:
+        parts.run_inputs([tensor for tensor in tensors_in(root) if tensor.requires_grad])
     return start, meter.now()
 
 

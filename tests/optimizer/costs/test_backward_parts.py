@@ -21,7 +21,13 @@ MakeInputs = Callable[..., Inputs]
 
 def measured(layer: LayerNode, input_ms: float | None) -> LayerNode:
     return layer.replace(
-        costs=tuple(cost.replace(input_gradient_ms=input_ms) for cost in layer.costs)
+        costs=tuple(
+            cost.replace(
+                input_gradient_ms=input_ms,
+                weight_gradient_ms=None if input_ms is None else cost.backward_ms - input_ms,
+            )
+            for cost in layer.costs
+        )
     )
 
 
