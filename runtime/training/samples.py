@@ -39,7 +39,7 @@ def read_samples(dataset: Dataset[Any], request: Request) -> tuple[Any, Any]:
     """Return the inputs and the targets of a micro-batch.
 
     Raises:
-        InputError: an item is no pair.
+        InputError: an item is no pair, or items differ in shape or type.
     """
     with seeded(request.seed):
         samples = [dataset[index] for index in request.indices]
@@ -47,7 +47,15 @@ def read_samples(dataset: Dataset[Any], request: Request) -> tuple[Any, Any]:
         raise InputError(
             f"dataset: item is a {type(samples[0]).__name__}, expected (input, target)"
         )
-    inputs, targets = default_collate(samples)
+    try:
+        inputs, targets = default_collate(samples)
+    except (RuntimeError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"dataset({request.split!r}): item {request.indices[0]} and the {len(samples) - 1} others of its "
+            f"micro-batch cannot be stacked: {reason}; give all items the same shapes and types (clouds: as "
+            "many points each)"
+        ) from error
     return inputs, targets
 
 

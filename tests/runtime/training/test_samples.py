@@ -53,6 +53,18 @@ def test_losses_are_bitwise_those_of_samples_read_by_the_rank(
     assert here == ahead
 
 
+@pytest.mark.parametrize(
+    "second",
+    [(torch.zeros(5, 3), 0), (torch.zeros(4, 3), None), ({"points": torch.zeros(4, 3)}, 0)],
+    ids=["shape", "type of target", "type of input"],
+)
+def test_items_that_cannot_be_stacked_are_refused_in_one_line(second: Any) -> None:
+    dataset: Any = {3: (torch.zeros(4, 3), 0), 7: second}
+    message = r"dataset\('train'\): item 3 and the 1 others of its micro-batch cannot be stacked: .+; give"
+    with pytest.raises(InputError, match=message):
+        read_samples(dataset, Request("train", [3, 7], 0))
+
+
 def test_samples_read_ahead_are_bitwise_the_same_and_errors_are_one_line() -> None:
     dataset = load_task(TASK).call("dataset", "train")
     requests = [Request("train", [3 * n, 1, 2], 100 + n) for n in range(9)]
