@@ -9,13 +9,16 @@ import itertools
 import math
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from stagewright.flushless import FLUSHLESS
 from stagewright.optimizer.constraints import NO_CONSTRAINTS, Constraints
 from stagewright.optimizer.costs.cost import Objective, has_flush
 from stagewright.optimizer.problem import Problem
 from stagewright.optimizer.solvers.labels.solve import solve
 from stagewright.optimizer.synthetic import Synthetic, make_inputs
+from stagewright.scheduling import FORWARD_ONLY
 
 
 def problem_of(
@@ -99,6 +102,23 @@ def table_of_choices() -> None:
     row("cost, 96 x 256 x 3, 6 s a step", problem_of(synthetic, "cost", deadline), 30.0)
 
 
+def table_of_kinds() -> None:
+    """Print the rows without flush, and of inference within a period."""
+    for schedule, is_heavy, kinds in itertools.product(FLUSHLESS, (False, True), (2, 3, 4)):
+        problem = problem_of(Synthetic(num_types=kinds, is_heavy=is_heavy))
+        name = f"200 x 1024 x {kinds} {'heavy' if is_heavy else 'light'}, {schedule}"
+        row(name, replace(problem, schedule=schedule), 15.0 if is_heavy else 5.0)
+    for kinds, period_ms in ((2, 1.0), (4, 2.0), (4, 1.5)):
+        problem = replace(
+            problem_of(Synthetic(num_types=kinds)),
+            objective="latency",
+            schedule=FORWARD_ONLY,
+            overlap="full",
+            constraints=Constraints(period_ms=period_ms),
+        )
+        row(f"inference, 200 x 1024 x {kinds}, a period of {period_ms:g} ms", problem, 10.0)
+
+
 def plot(path: Path) -> None:
     """Write a picture of the seconds until proven (at most 60) against devices and layers, two types."""
     import matplotlib
@@ -135,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--long", action="store_true", help="also with a limit of a minute")
     parser.add_argument("--choices", action="store_true", help="only recomputation and money")
+    parser.add_argument("--kinds", action="store_true", help="only without flush, and inference")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="time against devices and layers")
     args = parser.parse_args()
     warm_up()
@@ -142,9 +163,12 @@ def main() -> None:
         "| case | limit s | seconds | objective ms | gap | certificate's gap | stages | peak GiB |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    if not args.choices:
+    if not (args.choices or args.kinds):
         table(args.long)
-    table_of_choices()
+    if not args.kinds:
+        table_of_choices()
+    if not args.choices:
+        table_of_kinds()
     if args.plot:
         plot(args.plot)
 

@@ -21,8 +21,9 @@ from stagewright.plan import Plan
 from .branching.cuts import BoolArray, Cutting
 from .check_sets import least_sum_ms
 from .constraints import Constraints
-from .costs.cost import FloatArray, IntArray, Objective, Overlap, has_flush
+from .costs.cost import FORWARD_UNITS, FloatArray, IntArray, Objective, Overlap, has_flush
 from .costs.tables import StageTables
+from .flushless import constraints_of
 from .load import Inputs
 from .problem import Problem
 from .solvers.fluid import Fluid, Layers
@@ -85,7 +86,11 @@ def problem_of(certificate: Certificate, inputs: Inputs, path: Path) -> Problem:
     Raises:
         InputError: a choice is unknown, or the micro-batch size was not measured.
     """
-    objectives: dict[str, Objective] = {"step-time": "step-time", "throughput": "throughput"}
+    objectives: dict[str, Objective] = {
+        "step-time": "step-time",
+        "throughput": "throughput",
+        "latency": "latency",
+    }
     overlaps: dict[str, Overlap] = {"full": "full", "none": "none"}
     cuttings: dict[str, Cutting] = {"every": "every", "orders": "orders", "order": "order"}
     known = certificate.objective in objectives and certificate.overlap in overlaps
@@ -97,6 +102,12 @@ def problem_of(certificate: Certificate, inputs: Inputs, path: Path) -> Problem:
             f"{certificate.microbatch_size}, expected one of {list(objectives)}, {list(overlaps)}, "
             f"{list(cuttings)} and {list(inputs.model.batch_sizes)}; plan again"
         )
+    limits = Constraints(
+        straight=certificate.straight,
+        allow_recompute=certificate.allow_recompute,
+        budget_per_hour=certificate.budget_per_hour,
+        period_ms=certificate.period_ms,
+    )
     return Problem(
         inputs=inputs,
         microbatch_size=certificate.microbatch_size,
@@ -108,11 +119,7 @@ def problem_of(certificate: Certificate, inputs: Inputs, path: Path) -> Problem:
         count_memory=certificate.count_memory,
         count_update=certificate.count_update,
         max_stages=certificate.max_stages,
-        constraints=Constraints(
-            straight=certificate.straight,
-            allow_recompute=certificate.allow_recompute,
-            budget_per_hour=certificate.budget_per_hour,
-        ),
+        constraints=constraints_of(certificate.schedule, limits, inputs.model),
         cutting=cuttings[certificate.cuts],
     )
 
@@ -131,19 +138,18 @@ def bound_of(chain: Chain, interval: PricedLoads, cheapest: CheapestPath) -> flo
     if threshold_ms is None:
         return interval.above_ms if costs.is_step_time else 0.0
     window = interval.per_window * threshold_ms
-    if costs.holds_all and window:
+    if (costs.holds_all and window) or (interval.per_ms and not chain.units_are_dealt):
+        return 0.0
+    if costs.is_latency and threshold_ms < chain.most_load_ms:
         return 0.0
     each = prices + interval.per_money * costs.hourly
     value = cheapest(costs, threshold_ms, each[costs.type_of], interval)
     value -= float(prices @ costs.counts) + interval.per_stage * chain.max_stages
     if interval.per_money:
         value -= interval.per_money * costs.budget
-    if costs.is_step_time:
-        return (
-            interval.above_ms + max(0.0, value)
-            if interval.per_window == interval.per_ms == 0
-            else 0.0
-        )
+    if costs.adds_times:
+        least_ms = interval.above_ms if costs.is_step_time else 0.0
+        return least_ms + max(0.0, value) if interval.per_window == interval.per_ms == 0 else 0.0
     return threshold_ms if value - interval.per_ms * threshold_ms > 0 else 0.0
 
 
@@ -184,6 +190,8 @@ def _cheapest(certificate: Certificate, tables: StageTables, chain: Chain) -> "C
 def _bound_over_sets(tables: StageTables, interval: PricedLoads) -> float:
     """Return the least value of plans with a largest load in an interval, over all sets of devices."""
     is_step_time = has_flush(tables.problem.objective)
+    if tables.problem.is_inference:
+        return least_sum_ms(tables, tables.problem.most_load_ms)
     if interval.up_to_ms is None:
         return interval.above_ms if is_step_time else 0.0
     sum_ms = least_sum_ms(tables, interval.up_to_ms)
@@ -230,7 +238,7 @@ def _fares(
     if is_first:
         fare = fare - window / -(-costs.num_microbatches // counts)
     least = np.minimum.accumulate(fare[::-1])[::-1]
-    per_ms = interval.per_window + interval.per_ms + (1.0 if costs.is_step_time else 0.0)
+    per_ms = interval.per_window + interval.per_ms + float(costs.adds_times)
     found = interval.per_stage + per_ms * time_ms + least[np.maximum(replicas, 1) - 1]
     return np.where(replicas > 0, found, np.inf)
 
@@ -260,7 +268,10 @@ def _units(costs: Costs, count: int, behind: IntArray) -> IntArray:
     dealt = -(-costs.num_microbatches // count)
     if costs.holds_all:
         return np.full_like(behind, dealt)
-    return np.minimum(dealt, -(-(behind + count) * dealt // costs.num_microbatches))
+    if costs.is_latency:
+        return np.full_like(behind, min(dealt, FORWARD_UNITS))
+    allowed = -(-(behind + count) * dealt // costs.num_microbatches)
+    return allowed if costs.is_flushless else np.minimum(dealt, allowed)
 
 
 def _keeping(costs: Costs, threshold_ms: float) -> tuple[IntArray, BoolArray, FloatArray]:

@@ -219,7 +219,9 @@ def _check(request: Request) -> None:
             f"schedule is {request.schedule!r}, expected one of {', '.join(PLANNED_SCHEDULES)}"
         )
     _check_interleaved(request)
-    check_flushless(request.schedule, request.objective, request.solver, PROVING_SOLVERS)
+    check_flushless(
+        request.schedule, request.objective, request.solver, (*PROVING_SOLVERS, "labels")
+    )
     for name in ("batch_size", "microbatch_size", "max_stages", "top"):
         value = getattr(request, name)
         if value is not None and value < 1:
@@ -275,7 +277,7 @@ def _check_constraints(request: Request) -> None:
         )
     special += ["--objective cost"] if objective == "cost" else []
     special += ["--inference"] if objective == "latency" else []
-    known = {*choose.CONSTRAINTS_OF_LABELS, "--objective cost"}
+    known = {*choose.CONSTRAINTS_OF_LABELS, "--objective cost", "--inference"}
     allowed = (*PROVING_SOLVERS, "labels") if set(special) <= known else PROVING_SOLVERS
     if special and request.solver not in allowed:
         raise InputError(

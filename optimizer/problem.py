@@ -27,6 +27,7 @@ from .branching.units import Units, units_of
 from .constraints import NO_CONSTRAINTS, Constraints, Fixed
 from .costs.cost import Objective, Overlap, state_copies
 from .costs.intervals import Holdings, Times, Traffic, holdings_of, times_of, traffic_of
+from .flushless import constraints_of
 from .load import Inputs
 
 MS_PER_HOUR = 3.6e6
@@ -166,6 +167,12 @@ class Problem:
             return user
         user = Fixed() if user is None else user
         return user.replace(together=(*user.together, *self.opaque_groups))
+
+    @cached_property
+    def is_fixed_by_user(self) -> bool:
+        """Whether layers must be somewhere not only because of the schedule or of what cannot be sent."""
+        own = constraints_of(self.schedule, NO_CONSTRAINTS, self.inputs.model)
+        return self.constraints.fixed != own.fixed
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

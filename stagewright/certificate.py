@@ -42,6 +42,8 @@ class Certificate(Record):
     straight: bool
     allow_recompute: bool = False
     budget_per_hour: float | None = None
+    period_ms: float | None = None
+    """Of inference: the most between two micro-batches; None: not limited."""
     max_stages: int | None
     cuts: str = "order"
     """Which cuts of the graph the plans may use: of its own order, of several orders, or every one."""

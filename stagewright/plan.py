@@ -11,7 +11,7 @@ from stagewright.value import ValueSpec, tensors_of
 
 PLAN_FORMAT = Format(
     name="stagewright.plan",
-    version=8,
+    version=9,
     upgrades={
         1: dict,  # Version 2 adds stages[].recompute, false where it is left out.
         2: dict,  # Version 3 adds autocast, null where left out, and values that depend on the data.
@@ -20,6 +20,7 @@ PLAN_FORMAT = Format(
         5: dict,  # Version 6 adds the two parts of predicted backwards, null where left out.
         6: dict,  # Version 7 adds certificates for every cut, none where left out.
         7: dict,  # Version 8 adds proof.mixed_types, certificates[].mixes_types and is_over_sets, optional.
+        8: dict,  # Version 9 adds certificates[].period_ms, null where left out.
     },
 )
 

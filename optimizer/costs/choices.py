@@ -11,7 +11,7 @@ from .tables import StageTables
 
 
 def value_of(tables: StageTables, choices: tuple[StageChoice, ...]) -> float | None:
-    """Return the objective of a plan, in ms; None if a stage does not fit into memory."""
+    """Return the objective of a plan, in ms; None if a stage does not fit into memory or the period."""
     problem = tables.problem
     behind_ms = load_ms = 0.0
     replicas_behind = 0
@@ -31,6 +31,8 @@ def value_of(tables: StageTables, choices: tuple[StageChoice, ...]) -> float | N
         window_ms = float((slope * behind_ms + intercept).max())
         load_ms = max(load_ms, float(stage.load_ms), window_ms)
         behind_ms += float(stage.latency_ms) + float(stage.incoming_ms)
+    if load_ms > problem.most_load_ms:
+        return None
     return objective_ms(problem.objective, behind_ms, load_ms)
 
 

@@ -4,7 +4,6 @@ import math
 import time
 
 from stagewright.document import InputError
-from stagewright.flushless import FLUSHLESS
 from stagewright.optimizer.problem import Problem
 
 from . import exact
@@ -15,7 +14,14 @@ MOST_ENTRIES = 2e7
 """Of tables per threshold, in exact.py: about half a second."""
 LABELS_PART = 0.75
 """Of the time, for plans with one type per stage; the rest is for stages of several types."""
-CONSTRAINTS_OF_LABELS = ("--straight", "--fix", "--allow-recompute", "--budget", "--deadline-ms")
+CONSTRAINTS_OF_LABELS = (
+    "--straight",
+    "--fix",
+    "--allow-recompute",
+    "--budget",
+    "--deadline-ms",
+    "--max-period",
+)
 
 
 def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
@@ -50,10 +56,6 @@ def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solu
         InputError: something was not measured, or an objective or a constraint is for small clusters.
     """
     unknown = [name for name in problem.constraints.named if name not in CONSTRAINTS_OF_LABELS]
-    if problem.schedule in FLUSHLESS:
-        unknown.insert(0, f"--schedule {problem.schedule}")
-    if problem.objective not in ("step-time", "throughput", "cost"):
-        unknown.insert(0, f"--objective {problem.objective}")
     if unknown:
         raise InputError(
             f"{problem.inputs.cluster_path}: {', '.join(unknown)} is for smaller clusters: "

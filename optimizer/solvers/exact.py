@@ -37,6 +37,8 @@ TOLERANCE = 1e-9
 MOST_WORK = 4e8
 """Entries of tables per threshold: about ten seconds for one threshold."""
 
+Intervals = list[tuple[float, float | None]]
+"""Of the load; None: no end."""
 State = tuple[Devices, int, int]
 """Devices used by the stages from here on, stages left to use (0 if unlimited), place of the stage before."""
 
@@ -109,13 +111,14 @@ def solve(
 
 def _certificate(problem: Problem, found: "_Descent") -> Certificate | None:
     """Return the thresholds that prove a bound; None for objectives and constraints that it does not know."""
-    limits = problem.constraints
-    told = problem.objective in ("step-time", "throughput") and limits.fixed is None
-    if not told or limits.most_devices is not None or not found.known:
+    is_told = problem.objective != "cost" and not problem.is_fixed_by_user
+    if not is_told or problem.constraints.most_devices is not None or not found.known:
         return None
-    bound_ms, intervals = intervals_of(
-        found.known, found.ends, found.value, is_sum=has_flush(problem.objective)
-    )
+    bound_ms, intervals = found.known.get(problem.most_load_ms, 0.0), Intervals([(0.0, None)])
+    if not problem.is_inference:
+        bound_ms, intervals = intervals_of(
+            found.known, found.ends, found.value, is_sum=has_flush(problem.objective)
+        )
     types = dict.fromkeys(group.device_type for group in problem.groups)
     nothing = dict.fromkeys(types, 0.0)
     return certificate_for(
@@ -129,7 +132,7 @@ def _certificate(problem: Problem, found: "_Descent") -> Certificate | None:
 
 def intervals_of(
     known: Mapping[float, float], ends: Iterable[float], value_ms: float, *, is_sum: bool
-) -> tuple[float, list[tuple[float, float | None]]]:
+) -> tuple[float, Intervals]:
     """Return the best bound that some thresholds prove, and the fewest intervals of the load that do.
 
     Args:
@@ -148,7 +151,7 @@ def intervals_of(
         for cut in cuts
     ]
     bound_ms = min([value_ms, *(low + s for low, s in zip(cuts, above[1:], strict=False))])
-    intervals: list[tuple[float, float | None]] = [(value_ms, None)]
+    intervals: Intervals = [(value_ms, None)]
     last = len(cuts) - 1
     while last > 0:
         first = last - 1

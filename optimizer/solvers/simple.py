@@ -17,15 +17,20 @@ def at_least_simple(problem: Problem, solution: Solution | None) -> Solution | N
     """Return a search's solution, or a simple plan with the search's bound if that is better."""
     if problem.constraints.named:
         return solution
+    if solution is None:
+        return None  # The search proved that nothing fits into its space; that is its answer.
     tables = StageTables(problem)
+
+    def worth_of_ms(choices: Choices) -> float:
+        return problem.worth_of_ms([choice.devices for choice in choices])
+
+    bound = worth_of_ms(solution.stages) * solution.bound_ms
     for choices in simple_plans(tables):
-        value_ms = value_of(tables, choices)
-        if value_ms is None or (solution is not None and value_ms >= solution.value_ms):
-            continue
-        if solution is None:
-            return None  # The search proved that nothing fits into its space; that is its answer.
-        bound_ms = min(solution.bound_ms, value_ms)
-        solution = replace(solution, stages=choices, value_ms=value_ms, bound_ms=bound_ms)
+        value_ms, each = value_of(tables, choices), worth_of_ms(choices)
+        best = worth_of_ms(solution.stages) * solution.value_ms
+        if value_ms is not None and each * value_ms < best:
+            bound_ms = min(bound / each, value_ms) if each else 0.0
+            solution = replace(solution, stages=choices, value_ms=value_ms, bound_ms=bound_ms)
     return solution
 
 

@@ -85,6 +85,7 @@ def certificate_for(
         straight=problem.constraints.straight,
         allow_recompute=problem.constraints.allow_recompute,
         budget_per_hour=problem.constraints.budget_per_hour,
+        period_ms=problem.constraints.period_ms,
         max_stages=problem.max_stages,
         cuts=problem.cutting,
         mixes_types=mixes_types,

@@ -3,21 +3,24 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from stagewright.certificate import Certificate
 from stagewright.cli import main
 from stagewright.document import InputError
+from stagewright.flushless import FLUSHLESS
 from stagewright.optimizer.check import check_certificate
 from stagewright.optimizer.constraints import Constraints
+from stagewright.optimizer.costs.cost import Objective
+from stagewright.optimizer.flushless import constraints_of
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, optimize
 from stagewright.optimizer.problem import Problem
 from stagewright.optimizer.solvers import exact
 from stagewright.optimizer.solvers.labels.solve import solve
 from stagewright.plan import Plan
+from stagewright.scheduling import FORWARD_ONLY
 
 RandomInputs = Callable[..., Inputs]
 PATH = Path("plan.json")
@@ -28,9 +31,10 @@ CLUSTERS = (
 )
 
 
-def problem_of(
-    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
-) -> Problem:
+KINDS = ("step-time", "throughput", "latency", *FLUSHLESS)
+
+
+def problem_of(random_inputs: RandomInputs, seed: int, kind: str) -> Problem:
     """Return a problem of any kind that has certificates."""
     memory_bytes = (10**9, 6000, 10**9, 12000)[seed % 4]
     inputs = random_inputs(seed, 5, CLUSTERS[seed % 3], memory_bytes)
@@ -39,25 +43,32 @@ def problem_of(
         for kind, device in inputs.cluster.device_types.items()
     }
     inputs = replace(inputs, cluster=inputs.cluster.replace(device_types=types))
+    objectives: dict[str, Objective] = {"step-time": "step-time", "latency": "latency"}
+    schedule = "gpipe" if seed % 5 == 0 else "1f1b"
+    if kind not in ("step-time", "throughput"):
+        schedule = FORWARD_ONLY if kind == "latency" else kind
+    limits = Constraints(
+        allow_recompute=seed % 4 == 1 and kind != "latency",
+        budget_per_hour=6.5 if seed % 3 == 2 else None,
+        period_ms=9.0 if seed % 2 and kind == "latency" else None,
+    )
     return Problem(
         inputs=inputs,
         microbatch_size=2,
         num_microbatches=4 + seed % 9,
-        objective=objective,
-        schedule="gpipe" if seed % 5 == 0 else "1f1b",
+        objective=objectives.get(kind, "throughput"),
+        schedule=schedule,
         overlap="none" if seed % 3 == 0 else "full",
         max_stages=2 if seed % 7 == 0 else None,
-        constraints=Constraints(
-            allow_recompute=seed % 4 == 1, budget_per_hour=6.5 if seed % 3 == 2 else None
-        ),
+        constraints=constraints_of(schedule, limits, inputs.model),
     )
 
 
 def certified(
-    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+    random_inputs: RandomInputs, seed: int, kind: str
 ) -> tuple[Inputs, Certificate, float] | None:
     """Return inputs, the solver's certificate for them, and the value of the best plan that it found."""
-    problem = problem_of(random_inputs, seed, objective)
+    problem = problem_of(random_inputs, seed, kind)
     found = solve(problem, 1.0)
     if found is None:
         return None
@@ -65,12 +76,12 @@ def certified(
     return problem.inputs, found.certificate, found.value_ms
 
 
-@pytest.mark.parametrize("objective", ["step-time", "throughput"])
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(10))
 def test_certificates_are_confirmed_and_claims_above_them_are_not(
-    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+    random_inputs: RandomInputs, seed: int, kind: str
 ) -> None:
-    made = certified(random_inputs, seed, objective)
+    made = certified(random_inputs, seed, kind)
     if made is None:
         return
     inputs, certificate, value_ms = made
@@ -83,7 +94,7 @@ def test_certificates_are_confirmed_and_claims_above_them_are_not(
         interval.replace(up_to_ms=None if interval.up_to_ms is None else interval.up_to_ms * 3)
         for interval in certificate.intervals
     )
-    if objective == "throughput":
+    if kind not in ("step-time", "latency"):
         falsified = certificate.replace(intervals=raised, bound_ms=certificate.bound_ms * 3)
         with pytest.raises(InputError, match="do not trust it"):
             check_certificate(falsified, inputs, PATH)
@@ -131,12 +142,12 @@ def test_the_command_confirms_a_plan_and_refuses_a_falsified_one(
     assert "do not trust it, plan again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("objective", ["step-time", "throughput"])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(6))
 def test_the_exact_solver_s_thresholds_prove_its_value_and_nothing_above_it(
-    random_inputs: RandomInputs, seed: int, objective: Literal["step-time", "throughput"]
+    random_inputs: RandomInputs, seed: int, kind: str
 ) -> None:
-    problem = problem_of(random_inputs, seed, objective)
+    problem = problem_of(random_inputs, seed, kind)
     found = exact.solve(problem)
     if found is None:
         return

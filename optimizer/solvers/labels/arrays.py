@@ -14,10 +14,14 @@ class Costs(NamedTuple):
     """Each cut lies within the next one, so a stage that starts earlier takes longer."""
     num_microbatches: int
     is_step_time: bool
+    is_latency: bool
+    """Inference: the sum of times counts, and loads only have to keep the threshold."""
     waits: bool
     """Messages stop the receiving stage's computing (overlap "none")."""
     holds_all: bool
     """Every unit of the step is in flight (gpipe)."""
+    is_flushless: bool
+    """Units of several steps are in flight."""
     counts: IntArray
     """(K,) devices of each type."""
     type_of: IntArray
@@ -50,6 +54,11 @@ class Costs(NamedTuple):
     """Rising; of all numbers of replicas with the same largest deal of micro-batches, the least."""
     replicas_for: IntArray
     """(M + 1,): index of the least number of replicas that are dealt at most so many micro-batches each."""
+
+    @property
+    def adds_times(self) -> bool:
+        """Whether the objective has the sum of times."""
+        return self.is_step_time or self.is_latency
 
 
 class Arcs(NamedTuple):

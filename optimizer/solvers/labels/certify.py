@@ -12,15 +12,14 @@ from .prices import MARGIN
 
 
 def certificate_of(problem: Problem, types: Sequence[str], found: Found) -> Certificate | None:
-    """Return the certificate of what prices prove; None if there are none, or some cuts are forbidden.
+    """Return the certificate of what prices prove; None if there are none, or the user fixed layers.
 
     Labels may have proven a better bound; for that there is no short certificate.
     """
-    if not found.leaves or problem.fixed is not None:
+    if not found.leaves or problem.is_fixed_by_user:
         return None
-    is_step_time = problem.objective == "step-time"
     bounds = [leaf.low_ms + leaf.bound.value for leaf in found.leaves]
-    if not is_step_time:
+    if problem.objective == "throughput":
         bounds = [leaf.bound.threshold_ms for leaf in found.leaves if leaf.bound.value > MARGIN]
     return certificate_for(
         problem,

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from stagewright.cluster import Link
+from stagewright.flushless import FLUSHLESS
 from stagewright.optimizer.costs.cost import FloatArray, IntArray, has_flush, transfer_ms
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.problem import Problem
@@ -37,6 +38,8 @@ class Chain:
     """0: unlimited."""
     is_exact: bool
     """Whether every placement on servers costs the same, so that nothing is estimated."""
+    period_ms: float = math.inf
+    """The most that a load may be, where that is limited."""
 
     @cached_property
     def num_devices(self) -> int:
@@ -56,6 +59,22 @@ class Chain:
         return replace(self, costs=limited)
 
     @property
+    def most_load_ms(self) -> float:
+        """No load is above it: the period, or else what memory, money and the user's choices leave anyway."""
+        costs = self.costs
+        whole = float(costs.compute_ms[: self.num_types, -1, 0].max())
+        slowest = costs.num_microbatches * (
+            whole + float(costs.forward_ms.sum() + costs.backward_ms.sum())
+        )
+        return min(self.period_ms, 1e3 * (slowest + float(costs.end_ms.max()) + 1))
+
+    @property
+    def units_are_dealt(self) -> bool:
+        """Whether no replica holds more units than it is dealt micro-batches in a step."""
+        costs = self.costs
+        return not costs.is_flushless or self.num_devices <= costs.num_microbatches
+
+    @property
     def windows_are_implied(self) -> bool:
         """Whether loads within a threshold imply that windows of units in flight are.
 
@@ -63,10 +82,12 @@ class Chain:
         to at most T U / M, and u / n >= U / M while the step has a micro-batch for every device.
         """
         costs = self.costs
+        if costs.is_latency:
+            return True
         if costs.holds_all:
             return costs.is_step_time
         silent = costs.waits or not (costs.forward_ms.any() or costs.backward_ms.any())
-        enough = self.num_devices <= costs.num_microbatches
+        enough = costs.is_flushless or self.num_devices <= costs.num_microbatches
         return silent and enough and not costs.is_step_time
 
 
@@ -97,8 +118,10 @@ def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
         is_chain=problem.cuts.is_chain,
         num_microbatches=num,
         is_step_time=has_flush(problem.objective),
+        is_latency=problem.is_inference,
         waits=problem.overlap == "none",
         holds_all=problem.schedule == "gpipe",
+        is_flushless=problem.schedule in FLUSHLESS,
         counts=np.array(counts, dtype=np.int64),
         type_of=np.array([*range(len(types))] * variants, dtype=np.int64),
         hourly=np.zeros(len(types)),
@@ -114,14 +137,15 @@ def chain_costs(tables: StageTables, *, optimistic: bool) -> Chain:
             [_messages(tables.traffic.received_gradient, k) for k in (near_links, far_links)]
         ),
         near=np.array([_near(problem, t, optimistic) for t in types] * variants, dtype=np.int64),
-        fits=_fits(tables, types, recompute=variants == 2),
+        fits=_fits(tables, types, optimistic, recompute=variants == 2),
         inside=np.array([most_in_one_server(problem, t) for t in types] * variants, dtype=np.int64),
         sum_latency_ms=sums[0],
         sum_ms_per_byte=sums[1],
         replicas=replicas,
         replicas_for=replicas_for,
     )
-    chain = Chain(types, costs, problem.max_stages or 0, _placement_is_free(problem))
+    is_exact = _placement_is_free(problem) and _versions_are_known(problem)
+    chain = Chain(types, costs, problem.max_stages or 0, is_exact, problem.most_load_ms)
     budget = problem.constraints.budget_per_hour
     return chain if budget is None else chain.within(hourly_prices(problem, types), budget)
 
@@ -215,26 +239,56 @@ def _placement_is_free(problem: Problem) -> bool:
     return len({*inside, *between}) == 1
 
 
-def _fits(tables: StageTables, types: tuple[str, ...], *, recompute: bool) -> IntArray:
+def _versions_are_known(problem: Problem) -> bool:
+    """Return whether the units that a replica holds tell how many versions of its weights it needs.
+
+    With u units of n per step these are 1 + ceil((u - 1) / n), and u <= ceil(U n / M) for U replicas: two at
+    most, and two from the second unit on, unless there are more replicas than micro-batches.
+    """
+    return problem.schedule != "pipedream" or problem.num_devices <= problem.num_microbatches
+
+
+def _fits(
+    tables: StageTables, types: tuple[str, ...], optimistic: bool, *, recompute: bool
+) -> IntArray:
     """Return Costs.fits; 0 for runs that the user does not let be a stage.
 
     Stages that run forward again take longer: only those that hold more units are of use.
     """
-    plain = [_units_that_fit(tables, device_type, recompute=False) for device_type in types]
-    again = [_units_that_fit(tables, name, recompute=True) for name in types] if recompute else []
+    plain = [_units_that_fit(tables, name, optimistic, recompute=False) for name in types]
+    again = [
+        _units_that_fit(tables, name, optimistic, recompute=True) for name in types * recompute
+    ]
     useful = [np.where(more > few, more, 0) for more, few in zip(again, plain, strict=False)]
     return np.ascontiguousarray(np.stack([*plain, *useful]))
 
 
-def _units_that_fit(tables: StageTables, device_type: str, *, recompute: bool) -> IntArray:
-    most = tables.problem.num_microbatches
+def _units_that_fit(
+    tables: StageTables, device_type: str, optimistic: bool, *, recompute: bool
+) -> IntArray:
+    problem = tables.problem
+    most = problem.num_microbatches
+    if problem.schedule in FLUSHLESS:
+        most = max(most, problem.num_devices)
     allowed = tables.allowed_stages(frozenset({device_type}))
-    if not tables.problem.count_memory:
+    if not problem.count_memory:
         return np.where(allowed, most, 0).T.astype(np.int64)
-    limit = tables.problem.memory_limit(device_type)
-    fixed = tables.memory(device_type, np.array(0.0), ..., recompute)
-    unit = tables.memory(device_type, np.array(1.0), ..., recompute) - fixed
-    room = limit - fixed
-    units = np.where(unit > 0, room // np.maximum(unit, 1), most)
-    units = np.where((room < 0) | ~allowed, 0, np.minimum(units, most))
-    return units.T.astype(np.int64)
+    limit = problem.memory_limit(device_type)
+
+    def units_with(versions: int) -> FloatArray:
+        fixed = tables.memory(device_type, np.array(0.0), ..., recompute, versions)
+        unit = tables.memory(device_type, np.array(1.0), ..., recompute, versions) - fixed
+        room = limit - fixed
+        units = np.where(unit > 0, room // np.maximum(unit, 1), most)
+        return np.where(room < 0, 0, np.minimum(units, most))
+
+    if problem.schedule == "pipedream":
+        units = np.minimum(units_with(1), 1)
+        more = 1 if optimistic else -(-problem.num_devices // problem.num_microbatches)
+        for versions in range(2, more + 2):
+            # So many versions are enough for as many units, the most for any number.
+            held = units_with(versions)
+            units = np.maximum(units, held if versions == more + 1 else np.minimum(held, versions))
+    else:
+        units = units_with(2 if problem.schedule == "pipedream-2bw" else 1)
+    return np.where(allowed, units, 0).T.astype(np.int64)

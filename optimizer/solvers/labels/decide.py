@@ -54,8 +54,8 @@ def capacity_of(chain: Chain, threshold_ms: float) -> FloatArray:
     """Return how much there is of each resource (prices.py); 0: it is not priced."""
     costs = chain.costs
     stages, window, whole = float(chain.max_stages), 0.0, 0.0
-    if not (costs.is_step_time or chain.windows_are_implied):
-        whole = threshold_ms
+    if not (costs.adds_times or chain.windows_are_implied):
+        whole = threshold_ms if chain.units_are_dealt else 0.0
         if not costs.holds_all:
             window = threshold_ms * chain.num_devices / costs.num_microbatches
     money = costs.budget if math.isfinite(costs.budget) else 0.0
@@ -113,7 +113,7 @@ def useful_arcs(chain: Chain, arcs: Arcs, bound: Bound, cutoff_ms: float) -> Arc
     for cut in range(1, costs.num_cuts + 1):
         last[arcs.start[cut] : arcs.stop[cut]] = cut
     through = front[arcs.tail] + fare + behind[last]
-    keep = through <= limit + (cutoff_ms if costs.is_step_time else 1e-9)
+    keep = through <= limit + (cutoff_ms if costs.adds_times else 1e-9)
     return keep_arcs(arcs, keep) if not keep.all() else arcs
 
 
@@ -158,14 +158,14 @@ def _around(chain: Chain, bound: Bound) -> Iterable[FloatArray]:
     yield bound.prices
     kinds = len(chain.costs.counts)
     for kind in range(kinds):
-        if not chain.costs.is_step_time:
+        if not chain.costs.adds_times:
             alone = np.zeros_like(bound.prices)
             alone[kind] = 1.0 / capacity[kind]
             yield alone
         for factor in (0.5, 2.0):
             shifted = bound.prices.copy()
             shifted[kind] *= factor
-            if not chain.costs.is_step_time:
+            if not chain.costs.adds_times:
                 shifted /= (shifted * capacity).sum()
             yield shifted
 

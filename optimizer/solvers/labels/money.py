@@ -1,8 +1,9 @@
-"""Objective cost: the price per hour of a plan's devices times its step time, by intervals of the price.
+"""Objective cost: the price per hour of a plan's devices times its step time.
 
-For plans whose price is in (low, high], the search for the least step time within a budget of `high` proves
-that none takes less than some time, so none costs less than low x time. The plan of least time is offered;
-if it costs p per hour and its time is proven, nothing in [p, high] is cheaper: the search goes on below p.
+First by what stages are charged (charges.py), which mostly proves all; then by intervals of the price. For
+plans whose price is in (low, high], the search for the least step time within a budget of `high` proves that
+none takes less than some time, so none costs less than low x time. The plan of least time is offered; if it
+costs p per hour and its time is proven, nothing in [p, high] is cheaper: the search goes on below p.
 """
 
 import heapq
@@ -15,11 +16,13 @@ from stagewright.optimizer.problem import Problem, StageChoice
 from stagewright.optimizer.solvers.fluid import every_cut_bound
 
 from .chain import Chain
+from .charges import TOLERANCE, ChargeSearch
 from .found import Evaluate, Found
 from .prices import FAR
 from .step_time import StepTimeSearch
 
-TOLERANCE = 2e-9
+CHARGES_PART = 0.6
+"""Of the time."""
 NARROW = 1e-6
 """Intervals of the price of this relative width are not halved."""
 WIDE = 0.05
@@ -54,14 +57,17 @@ class MoneySearch:
         self.thresholds = 0
         counts = chains[0].costs.counts
         most = min(float(hourly @ counts), problem.constraints.budget_per_hour or math.inf)
-        paid = every_cut_bound(problem, FAR, mixes_types=False)
-        self.open = [(paid, 0, _Interval(0.0, most, paid))]
+        self.most = most
+        self.paid = every_cut_bound(problem, FAR, mixes_types=False)
+        self.open = [(self.paid, 0, _Interval(0.0, most, self.paid))]
         self.left: list[float] = []
         """Bounds of intervals that could not be searched further."""
         self.serial = 0
 
     def run(self, deadline: float) -> None:
         """Search until the plan is proven or time is up (by time.perf_counter)."""
+        now = time.perf_counter()
+        self._search_by_charges(now + CHARGES_PART * (deadline - now))
         while self.open and self.open[0][0] < self.value * (1 - TOLERANCE):
             if self.stages and time.perf_counter() > deadline:
                 return
@@ -70,6 +76,22 @@ class MoneySearch:
             # Only now: an interruption must not lose the interval's bound.
             self.open.remove(entry)
             heapq.heapify(self.open)
+
+    def _search_by_charges(self, until: float) -> None:
+        bounds, plans = (chain.within(self.hourly, self.most) for chain in self.chains)
+
+        def offer(rows: IntArray) -> float:
+            self._offer(rows)
+            return self.value
+
+        most_ms = min(plans.most_load_ms, self.deadline_ms * (1 + TOLERANCE))
+        charges = ChargeSearch(bounds, most_ms, self.value, offer)
+        try:
+            charges.run(until)
+        finally:
+            self.thresholds += charges.boxes
+            bound = max(self.paid, charges.bound)
+            self.open = [(bound, 0, _Interval(0.0, self.most, bound))]
 
     @property
     def is_exhausted(self) -> bool:

@@ -20,6 +20,7 @@ from stagewright.optimizer.solvers.solution import NoneFoundError, Solution, spa
 from .certify import certificate_of
 from .chain import Chain, chain_costs, hourly_prices
 from .found import Found
+from .latency import LatencySearch
 from .money import MoneySearch
 from .placement import placements
 from .step_time import StepTimeSearch
@@ -92,7 +93,9 @@ def cheapest(problem: Problem, bounds: Chain, plans: Chain, found: Found) -> Sol
 
 def search(bounds: Chain, plans: Chain, found: Found) -> None:
     """Search until the plan is proven, time is up or the user interrupts; the result is in `found`."""
-    kind = StepTimeSearch if plans.costs.is_step_time else ThroughputSearch
+    kind: type[StepTimeSearch | ThroughputSearch] = ThroughputSearch
+    if plans.costs.adds_times:
+        kind = LatencySearch if plans.costs.is_latency else StepTimeSearch
     try:
         kind(bounds, plans, found).run()
     except KeyboardInterrupt:

@@ -82,16 +82,20 @@ class StepTimeSearch:
                 StageChoice(first, last, tuple(replicas * (type_of[kind] == k) for k in types))
                 for first, last, kind, replicas in rows.tolist()
             )
-            return sum(total_ms(bounds.costs, rows)), tuple(stages)
+            return self._relaxed_value_ms(rows), tuple(stages)
 
         relaxed = Found(evaluate, now + RELAXED_PART * (found.deadline - now))
         try:
-            StepTimeSearch(bounds, bounds, relaxed).run()
+            type(self)(bounds, bounds, relaxed).run()
         finally:
             found.bound_ms, found.leaves = relaxed.bound_ms, relaxed.leaves
             found.closed_by_labels = relaxed.closed_by_labels
             found.is_infeasible = relaxed.is_infeasible
             found.thresholds += relaxed.thresholds
+
+    def _relaxed_value_ms(self, rows: IntArray) -> float:
+        """Return the objective of a plan at the costs of the bounds."""
+        return sum(total_ms(self.bounds.costs, rows))
 
     def _prove(self) -> None:
         """Raise the bound to the value."""

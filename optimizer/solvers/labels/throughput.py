@@ -104,10 +104,7 @@ class ThroughputSearch:
         whole = costs.compute_ms[: self.bounds.num_types, -1, 0]
         speed = sum(count / ms for count, ms in zip(costs.counts, whole, strict=True) if ms > 0)
         threshold_ms = 0.5 * costs.num_microbatches / speed if speed else 1e-6
-        slowest = costs.num_microbatches * (
-            whole.max() + costs.forward_ms.sum() + costs.backward_ms.sum()
-        )
-        self.most_ms = 1e3 * (slowest + float(costs.end_ms.max()) + 1)
+        self.most_ms = self.bounds.most_load_ms
         for _ in range(200):
             self.prices = even_prices(capacity_of(self.bounds, threshold_ms))
             if not self._excludes(threshold_ms, 60):

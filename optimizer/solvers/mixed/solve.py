@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stagewright.certificate import Certificate, PricedLoads
+from stagewright.flushless import FLUSHLESS
 from stagewright.optimizer.costs.choices import value_of
 from stagewright.optimizer.costs.cost import FloatArray
 from stagewright.optimizer.costs.tables import StageTables
@@ -43,7 +44,9 @@ PARTS = (0.02, 0.1, 0.25, 0.45, 0.65, 0.8, 0.95)
 def may_mix(problem: Problem) -> bool:
     """Return whether there are stages of several types, and an objective that they are searched for."""
     types = {group.device_type for group in problem.groups}
-    is_known = problem.objective in ("step-time", "throughput")
+    is_known = (
+        problem.objective in ("step-time", "throughput") and problem.schedule not in FLUSHLESS
+    )
     is_single = problem.num_microbatches == 1 or problem.constraints.straight
     return is_known and len(types) > 1 and not is_single
 
@@ -221,7 +224,7 @@ class _Search:
     def _certificate(self) -> Certificate | None:
         """Return the certificate of the bound; None if the user fixed layers, or there is nothing to say."""
         problem = self.problem
-        if not self.leaves or problem.constraints.fixed is not None:
+        if not self.leaves or problem.is_fixed_by_user:
             return None
         intervals = tuple(self._priced(leaf) for leaf in self.leaves)
         return certificate_for(problem, self.bound_ms, intervals, mixes_types=True)

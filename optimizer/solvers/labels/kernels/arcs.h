@@ -12,7 +12,7 @@ inline int64_t next_step(const Costs& costs, int64_t step, int64_t fits, int64_t
   const int64_t num = costs.num_microbatches;
   if (costs.holds_all) {
     step = std::max(step, costs.replicas_for[std::min(fits, num)]);
-  } else if (behind > 0) {
+  } else if (behind > 0 && !costs.is_latency) {
     const int64_t dealt = std::max(fits, (fits - 1) * num / behind);
     step = std::max(step, costs.replicas_for[std::min(dealt, num)]);
   }

@@ -1,4 +1,5 @@
 // What Python calls (library.py); all arrays are Python's, and every function returns at most one number.
+#include "charges.h"
 #include "cover.h"
 #include "indexed.h"
 #include "labels.h"
@@ -90,6 +91,16 @@ int64_t cheapest_covers(const Ints* dealt, const Floats* each, int64_t num, int6
     (*prices)[row] = cover.limit;
   }
   return dealt->size();
+}
+
+// Raises the bound of what plans are charged within a box, given its ends; fills the prices (K + 3,), the stages of the
+// cheapest path, last first, and their number (1,).
+double charge_by_prices(const Costs* costs, const Floats* ends, const Floats* prices, const Floats* capacity,
+                        double target, int64_t rounds, const Ints* rows, const Ints* number) {
+  const Box box{(*ends)[0], (*ends)[1], (*ends)[2], (*ends)[3]};
+  const Offers offers(*costs, box);
+  ChargedPath path(offers);
+  return raise_charge(path, box, *prices, *capacity, target, rounds, *rows, *number);
 }
 
 // Fills the labels; `best` (7,): the best plan's label (-1: none), the cut behind its first stage, that stage's kind

@@ -40,7 +40,7 @@ struct Search {
       : costs(costs), limits(limits), arcs(arcs), completions(completions), labels(labels),
         head(costs.num_cuts + 1, -1), ranked(limits.beam ? costs.num_cuts + 1 : 0),
         share((labels.cut.size() - 1) / costs.num_cuts), counts(costs.counts.size(), 0),
-        with_time(limits.has_windows || costs.is_step_time), cutoff_ms(limits.cutoff_ms) {
+        with_time(limits.has_windows || adds_times(costs)), cutoff_ms(limits.cutoff_ms) {
     for (int64_t type = 0; type < costs.counts.size(); ++type) labels.counts(0, type) = 0;
     labels.stages[0] = labels.used[0] = 0;
     labels.cut[0] = costs.num_cuts;
@@ -52,7 +52,7 @@ struct Search {
   bool is_interrupted() const { return __atomic_load_n(limits.stop.data, __ATOMIC_RELAXED) != 0; }
 
   // Throughput ends with the first plan.
-  bool has_all_it_wants() const { return best[0] >= 0 && !costs.is_step_time; }
+  bool has_all_it_wants() const { return best[0] >= 0 && !adds_times(costs); }
 
   // Whether all labels were expanded, so that there is no better plan within the limits.
   bool run() {
@@ -82,7 +82,7 @@ struct Search {
     for (int64_t which = 0; which < completions.limit.size(); ++which) {
       const double value = value_of(which, counts.data(), stages, time_ms, cut, used);
       const double limit = completions.limit[which];
-      if (costs.is_step_time ? value >= (limit + cutoff_ms) * (1 - 1e-12) : value > limit + 1e-9) return true;
+      if (adds_times(costs) ? value >= (limit + cutoff_ms) * (1 - 1e-12) : value > limit + 1e-9) return true;
     }
     return false;
   }
@@ -111,7 +111,7 @@ struct Search {
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
     for (int64_t index : order) {
-      if (costs.is_step_time && keys[index] >= completions.limit[0] + cutoff_ms) break;
+      if (adds_times(costs) && keys[index] >= completions.limit[0] + cutoff_ms) break;
       if (is_dominated(found[index], kept)) continue;
       if (limits.beam && int64_t(kept.size()) == limits.beam) {
         whole = false;

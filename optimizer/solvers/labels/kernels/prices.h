@@ -25,7 +25,7 @@ inline void set_fares(const Costs& costs, double threshold_ms, const double* pri
     fares.per_replica[kind] = prices[kind] - window * threshold_ms / costs.num_microbatches +
                               prices[kinds + 3] * costs.hourly[kind];
   fares.per_stage = prices[kinds];
-  fares.per_ms = (costs.is_step_time ? 1.0 : 0.0) + window + prices[kinds + 2];
+  fares.per_ms = (adds_times(costs) ? 1.0 : 0.0) + window + prices[kinds + 2];
   fares.first_window = window * threshold_ms;
 }
 

@@ -9,6 +9,8 @@
 
 // Loads within a threshold up to rounding are within it (stage.py has the same number).
 constexpr double SLACK = 1 + 1e-12;
+// In inference: the one in work and the one that arrives or leaves (optimizer/costs/cost.py has the same number).
+constexpr int64_t FORWARD_UNITS = 2;
 
 struct Stage {
   int64_t kind, first, last;
@@ -29,10 +31,15 @@ inline int64_t sum_of(const Ints& counts) {
   return total;
 }
 
+// Whether the objective has the sum of times.
+inline bool adds_times(const Costs& costs) { return costs.is_step_time || costs.is_latency; }
+
 // The most units that a replica holds that is dealt some micro-batches; `behind` are the replicas of later stages.
 inline int64_t units_of(const Costs& costs, int64_t dealt, int64_t replicas, int64_t behind) {
   if (costs.holds_all) return dealt;
-  return std::min(dealt, ceiling((behind + replicas) * dealt, costs.num_microbatches));
+  if (costs.is_latency) return std::min(dealt, FORWARD_UNITS);
+  const int64_t allowed = ceiling((behind + replicas) * dealt, costs.num_microbatches);
+  return costs.is_flushless ? allowed : std::min(dealt, allowed);
 }
 
 inline int64_t units_held(const Costs& costs, int64_t replicas, int64_t behind) {
@@ -75,6 +82,7 @@ inline Load load_of(const Costs& costs, const Stage& stage, int64_t replicas) {
 
 // The window load; behind_ms is a micro-batch through all later stages and back.
 inline double window_ms(const Costs& costs, const Stage& stage, int64_t replicas, int64_t behind, double behind_ms) {
+  if (costs.is_latency) return 0.0;
   double compute = costs.compute_ms(stage.kind, stage.last, stage.first);
   if (costs.waits) {
     const auto [forward, backward] = messages_of(costs, stage, replicas);

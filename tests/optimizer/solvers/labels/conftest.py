@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 
 from stagewright.cluster import Link
 from stagewright.optimizer.costs.cost import (
+    Objective,
     compute_load_ms,
     deal_counts,
     gradient_sum_ms,
     link_load_ms,
+    objective_ms,
     units_held,
     window_rounds,
 )
 from stagewright.optimizer.solvers.labels.arrays import Costs
 from stagewright.optimizer.solvers.labels.chain import Chain, replica_steps
+from stagewright.scheduling import FORWARD_ONLY
 
 Rows = tuple[tuple[int, int, int, int], ...]
 """First layer, behind the last, type, replicas of each stage."""
@@ -47,16 +51,20 @@ def _random_chain(seed: int) -> Chain:
     forward, backward = np.stack([messages[:1]] * 2)[:, 0], np.stack([messages[1:]] * 2)[:, 0]
     weights, saved = _runs(rng.integers(0, 50, size)), _runs(rng.integers(1, 20, size))
     memory = rng.choice([30, 80, 150, 10_000], kinds)
-    fits = [np.clip((m - weights) // np.maximum(saved, 1), 0, num_microbatches) for m in memory]
+    is_flushless, is_latency = seed % 7 == 3, seed % 7 == 5
+    most_units = max(num_microbatches, counts.sum() if is_flushless else 0)
+    fits = [np.clip((m - weights) // np.maximum(saved, 1), 0, most_units) for m in memory]
     ends = [_runs(rng.uniform(0, 0.2, size)) for _ in range(kinds)]
     replicas, replicas_for = replica_steps(num_microbatches, min(num_microbatches, counts.max()))
     costs = Costs(
         num_cuts=size,
         is_chain=True,
         num_microbatches=num_microbatches,
-        is_step_time=bool(rng.random() < 0.5),
+        is_step_time=bool(rng.random() < 0.5) and not (is_flushless or is_latency),
+        is_latency=is_latency,
         waits=bool(rng.random() < 0.3),
-        holds_all=bool(rng.random() < 0.2),
+        holds_all=bool(rng.random() < 0.2) and not (is_flushless or is_latency),
+        is_flushless=is_flushless,
         counts=counts.astype(np.int64),
         type_of=np.arange(kinds),
         hourly=np.zeros(kinds),
@@ -79,6 +87,9 @@ def _random_chain(seed: int) -> Chain:
     if rng.random() < 0.3:
         costs = _with_recompute(costs, weights, saved, memory)
     chain = Chain(("a", "b", "c")[:kinds], costs, max_stages, True)
+    if is_latency and seed % 3:
+        most_ms = float(compute.max()) * num_microbatches
+        chain = replace(chain, period_ms=float(rng.uniform(0.1, 1.1)) * most_ms)
     if rng.random() < 0.3:
         hourly = rng.choice([0.0, 1.0, 2.5, 4.0], kinds)
         chain = chain.within(hourly, float(rng.uniform(0.1, 1.1) * (hourly @ counts)))
@@ -89,7 +100,7 @@ def _with_recompute(
     costs: Costs, weights: NDArray[Any], saved: NDArray[Any], memory: NDArray[Any]
 ) -> Costs:
     """Return costs with every type once more, for stages that run forward again."""
-    unit, num = np.maximum(saved // 3, 1), costs.num_microbatches
+    unit, num = np.maximum(saved // 3, 1), max(costs.num_microbatches, int(costs.fits.max()))
     fits = [np.clip((limit - weights - saved) // unit, 0, num).astype(np.int64) for limit in memory]
     return costs._replace(
         type_of=np.tile(costs.type_of, 2),
@@ -142,7 +153,23 @@ def _value_of(
             slope, intercept = _window(chain, row, behind, last)
             load_ms = max(load_ms, slope * behind_ms + intercept)
         behind_ms += latency + incoming
-    return load_ms + (behind_ms if chain.costs.is_step_time else 0.0)
+    if math.isinf(load_ms) or load_ms > chain.period_ms:
+        return math.inf
+    return objective_ms(_objective(chain), behind_ms, load_ms)
+
+
+def _objective(chain: Chain) -> Objective:
+    if chain.costs.is_latency:
+        return "latency"
+    return "step-time" if chain.costs.is_step_time else "throughput"
+
+
+def _schedule(costs: Costs) -> str:
+    if costs.is_latency:
+        return FORWARD_ONLY
+    if costs.is_flushless:
+        return "pipedream"
+    return "gpipe" if costs.holds_all else "1f1b"
 
 
 def _replica_ms(chain: Chain, row: Sequence[int]) -> tuple[float, float, float]:
@@ -155,12 +182,9 @@ def _replica_ms(chain: Chain, row: Sequence[int]) -> tuple[float, float, float]:
 
 def _window(chain: Chain, row: Sequence[int], behind: int, dealt: int) -> tuple[float, float]:
     costs = chain.costs
-    objective: Literal["step-time", "throughput"] = (
-        "step-time" if costs.is_step_time else "throughput"
-    )
+    objective = _objective(chain)
     counts = np.array([dealt])
-    schedule = "gpipe" if costs.holds_all else "1f1b"
-    units = units_held(schedule, counts, costs.num_microbatches, behind)
+    units = units_held(_schedule(costs), counts, costs.num_microbatches, behind)
     times = np.array([_replica_ms(chain, row)[0]])
     slope, intercept = window_rounds(objective, times, counts, units)
     return float(slope[0]), float(intercept[0])
@@ -169,13 +193,10 @@ def _window(chain: Chain, row: Sequence[int], behind: int, dealt: int) -> tuple[
 def _stage(chain: Chain, row: Sequence[int], behind: int) -> tuple[float, ...]:
     first, last, kind, count = row
     costs = chain.costs
-    objective: Literal["step-time", "throughput"] = (
-        "step-time" if costs.is_step_time else "throughput"
-    )
+    objective = _objective(chain)
     compute, forward, backward = _replica_ms(chain, row)
     counts = deal_counts(np.full(count, compute), costs.num_microbatches)
-    schedule = "gpipe" if costs.holds_all else "1f1b"
-    units = units_held(schedule, counts, costs.num_microbatches, behind)
+    units = units_held(_schedule(costs), counts, costs.num_microbatches, behind)
     if units.max() > costs.fits[kind, last, first]:
         return (0.0, 0.0, math.inf, 0.0, 0.0)
     link = Link(bandwidth_bytes_per_s=1e5, latency_ms=0.05)

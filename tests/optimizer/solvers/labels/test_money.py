@@ -100,6 +100,11 @@ def test_no_plan_within_the_budget_is_better(
 
 
 @pytest.mark.parametrize("seed", range(9))
+def test_no_plan_is_cheaper(random_inputs: RandomInputs, seed: int) -> None:
+    assert_best(problem_of(random_inputs, seed, "cost", Constraints()))
+
+
+@pytest.mark.parametrize("seed", range(9))
 def test_no_plan_within_the_deadline_is_cheaper(random_inputs: RandomInputs, seed: int) -> None:
     free = problem_of(random_inputs, seed, "step-time", Constraints())
     fastest = solve_by_labels(free, 3.0)

@@ -82,10 +82,9 @@ class Programme:
         """Add a stage, if it fits; behind counts the replicas from it to the last stage."""
         costs, place = self.costs, (last, first)
         dealt = {-(-costs.num_microbatches // count), costs.num_microbatches // count}
-        units = {
-            n: n if costs.holds_all else min(n, -(-behind * n // costs.num_microbatches))
-            for n in dealt
-        }
+        units = {n: -(-behind * n // costs.num_microbatches) for n in dealt}
+        if not costs.is_flushless:
+            units = {n: n if costs.holds_all else min(n, held) for n, held in units.items()}
         if max(units.values()) > costs.fits[kind][place]:
             return
         messages = [float(costs.forward_ms[0][place]), float(costs.backward_ms[0][place])]
@@ -129,7 +128,8 @@ def test_brute_force_labels_and_constraints_agree_on_throughput(
 ) -> None:
     for seed in range(block * CASES // BLOCKS, (block + 1) * CASES // BLOCKS):
         drawn = random_chain(seed)
-        chain = replace(drawn, costs=drawn.costs._replace(is_step_time=False))
+        costs = drawn.costs._replace(is_step_time=False, is_latency=False)
+        chain = replace(drawn, costs=costs, period_ms=math.inf)
 
         def evaluate(
             rows: IntArray, chain: Chain = chain
