@@ -8,8 +8,8 @@ from stagewright.certificate import Certificate
 from stagewright.plan import EveryCut
 
 from .problem import MS_PER_HOUR, Problem
-from .solvers.constraint_bound import ENOUGH, constraint_bound, is_possible
-from .solvers.constraint_bound import METHOD as CONSTRAINTS
+from .solvers import chain_bound, constraint_bound
+from .solvers.constraint_bound import ENOUGH
 from .solvers.fluid import METHOD, every_cut_proof
 from .solvers.solution import NoneFoundError, Solution, certificate_for
 
@@ -17,7 +17,12 @@ FIRST_PART = 0.6
 """Of the time, for the search over cuts spread evenly; the rest is for those close to its plan's."""
 MOST_ROUNDS = 3
 LEAST_S, MOST_S = 0.5, 10.0
-"""For a bound by constraint programming."""
+"""For each further bound."""
+FURTHER = (
+    (chain_bound.METHOD, chain_bound.is_possible, chain_bound.chain_bound),
+    (constraint_bound.METHOD, constraint_bound.is_possible, constraint_bound.constraint_bound),
+)
+"""What may be better than a fluid, and takes time."""
 WORTH_A_ROUND = 1e-3
 """Another search close by if the last one made the plan better by this part."""
 
@@ -78,7 +83,7 @@ def every_cut_of(
     Args:
         problems: one per micro-batch size.
         value: of the plan under the closed formula, as reported; the bound is in its unit.
-        deadline: by time.perf_counter, for the bound that takes time.
+        deadline: by time.perf_counter, for the bounds that take time.
     """
     unit = 1000 / MS_PER_HOUR if problems[0].objective == "cost" else 1.0
     mixes = solution.mixes_types
@@ -92,30 +97,27 @@ def every_cut_of(
         for problem, (own, intervals) in zip(problems, proofs, strict=True)
         if intervals
     ]
-    by_constraints = _bound_by_constraints(problems, bounds, value, deadline, mixes_types=mixes)
-    if by_constraints > bound:
-        bound, method = by_constraints, CONSTRAINTS
-    else:
-        method = METHOD
+    method = METHOD
+    for name, is_possible, improve in FURTHER:
+        possible = all(is_possible(problem, mixes_types=mixes) for problem in problems)
+        better = _improved(improve, problems, bounds, value, deadline) if possible else bounds
+        if min(better) > min(bounds):
+            bounds, bound, method = better, min(value, *better), name
     return bound, EveryCut(lower_bound=bound, method=method), certificates
 
 
-def _bound_by_constraints(
+def _improved(
+    improve: Callable[[Problem, float, float, float], float],
     problems: Sequence[Problem],
     bounds: Sequence[float],
     value: float,
     deadline: float,
-    *,
-    mixes_types: bool,
-) -> float:
-    """Return a bound made better by constraint programming where that is possible and worth it; or 0."""
+) -> list[float]:
+    """Return bounds made better where there is time and something to gain."""
     deadline = min(deadline, time.perf_counter() + MOST_S)
     better = list(bounds)
     for index, problem in enumerate(problems):
         seconds = (deadline - time.perf_counter()) / (len(problems) - index)
-        if bounds[index] >= value * (1 - ENOUGH):
-            continue
-        if seconds < LEAST_S or not is_possible(problem, mixes_types=mixes_types):
-            return 0.0
-        better[index] = max(bounds[index], constraint_bound(problem, bounds[index], value, seconds))
-    return min(value, *better)
+        if bounds[index] < value * (1 - ENOUGH) and seconds >= LEAST_S:
+            better[index] = max(bounds[index], improve(problem, bounds[index], value, seconds))
+    return better

@@ -141,11 +141,11 @@ class GivenStages:
         )
 
 
-def scored_stages(problem: Problem, given: GivenStages) -> Solution | None:
-    """Return the user's stages scored; None if they do not fit into memory."""
-    choices = given.choices(problem)
-    tables = StageTables(problem)
-    plan = draft(tables, choices)
+def scored_plan(
+    problem: Problem, choices: tuple[StageChoice, ...], stages_per_rank: int = 1
+) -> Solution | None:
+    """Return the user's plan scored; None if it does not fit into memory."""
+    plan = draft(StageTables(problem), choices, stages_per_rank)
     refuse_shared_parameters(plan, problem.inputs.model)
     prediction = predict(plan, problem)
     if prediction.score.overflows:
@@ -153,8 +153,9 @@ def scored_stages(problem: Problem, given: GivenStages) -> Solution | None:
     return Solution(
         solver="given by the user",
         stages=choices,
-        value_ms=prediction.score.value_ms,
+        value_ms=prediction.value_ms,
         bound_ms=0.0,
         space="the one plan that the user gave",
         evaluated=1,
+        stages_per_rank=stages_per_rank,
     )

@@ -22,7 +22,7 @@ from .costs.cost import Objective, Overlap, state_copies
 from .costs.tables import StageTables
 from .every_cut import Found, every_cut_of, solve_thinned
 from .flushless import check_flushless, constraints_of
-from .given import GivenStages, scored_stages
+from .given import GivenStages, scored_plan
 from .infeasible import explain
 from .load import Inputs, check_size
 from .problem import Problem
@@ -354,7 +354,7 @@ def _solve(problem: Problem, request: Request, limit_s: float | None) -> Found:
     elif request.schedule == INTERLEAVED:
         solution = interleaved.given(problem, request.given, request.stages_per_rank)
     else:
-        solution = scored_stages(problem, request.given)
+        solution = scored_plan(problem, request.given.choices(problem))
     return None if solution is None else (solution, problem)
 
 

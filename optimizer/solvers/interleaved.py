@@ -24,7 +24,7 @@ from stagewright.document import InputError
 from stagewright.optimizer.assemble import Prediction, draft, predict
 from stagewright.optimizer.costs.cost import FloatArray
 from stagewright.optimizer.costs.tables import StageTables
-from stagewright.optimizer.given import GivenStages
+from stagewright.optimizer.given import GivenStages, scored_plan
 from stagewright.optimizer.problem import Problem, StageChoice
 
 from .devices import unit
@@ -98,22 +98,9 @@ def given(problem: Problem, stages: GivenStages, stages_per_rank: int) -> Soluti
         replicas=stages.replicas[:num_ranks],
         types=stages.types[:num_ranks],
     )
-    tables = StageTables(problem)
     devices = [choice.devices for choice in first.choices(problem)] * stages_per_rank
     edges = stages.edges(problem)
-    choices = tuple(map(StageChoice, edges, edges[1:], devices))
-    prediction = predict(draft(tables, choices, stages_per_rank), problem)
-    if prediction.score.overflows:
-        return None
-    return Solution(
-        solver="given by the user",
-        stages=choices,
-        value_ms=prediction.timeline.step_ms,
-        bound_ms=0.0,
-        space="the one plan that the user gave",
-        evaluated=1,
-        stages_per_rank=stages_per_rank,
-    )
+    return scored_plan(problem, tuple(map(StageChoice, edges, edges[1:], devices)), stages_per_rank)
 
 
 def lower_bound_ms(tables: StageTables) -> float:

@@ -12,7 +12,7 @@ from stagewright.optimizer.costs.evaluate import score
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem
-from stagewright.optimizer.solvers import brute_force, exact
+from stagewright.optimizer.solvers import brute_force, chain_bound, exact
 from stagewright.optimizer.solvers.choose import solve_by_labels
 from stagewright.optimizer.solvers.constraint_bound import constraint_bound, is_possible
 from stagewright.optimizer.solvers.fluid import every_cut_bound
@@ -116,6 +116,29 @@ def test_the_bound_by_constraints_is_below_the_best_plan_and_close(
         if best is not None and is_possible(limited, mixes_types=True):
             bound = constraint_bound(limited, 0.0, 2 * best.value_ms, 60.0)
             assert 0.4 * best.value_ms < bound <= best.value_ms * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("objective", ["step-time", "throughput"])
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bound_by_a_chain_is_below_the_best_plan(
+    branching_inputs: BranchingInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    objective: Objective,
+) -> None:
+    monkeypatch.setattr(chain_bound, "MOST_BLOCK", 1.1)
+    monkeypatch.setattr(chain_bound, "MOST_SETS", (5, 5000)[seed % 2])
+    monkeypatch.setattr(chain_bound, "NUM_CELLS", (3, 120)[seed // 2 % 2])
+    cluster, memory_bytes = CLUSTERS[3 * (seed % 2)], MEMORY[seed % 3]
+    inputs = branching_inputs(seed, 5 + seed % 4, cluster, memory_bytes)
+    problem = replace(problem_of(branching_inputs, seed, objective), inputs=inputs)
+    for max_stages in (None, 2):
+        limited = replace(problem, max_stages=max_stages)
+        best = exact.solve(limited)
+        if best is not None:
+            assert chain_bound.is_possible(limited, mixes_types=True)
+            bound = chain_bound.chain_bound(limited, 0.0, 2 * best.value_ms, 60.0)
+            assert 0 < bound <= best.value_ms * (1 + 1e-9)
 
 
 def test_branching_models_have_better_plans_than_those_of_the_graph_s_order(
