@@ -93,9 +93,10 @@ class _Cells:
             return np.minimum.reduceat(sums, self.starts), np.maximum.reduceat(sums, self.starts)
         order = np.argsort(amounts / np.maximum(work, 1e-300), kind="stable")
         order = order[work[order] > 0]
-        known = [np.concatenate([[0.0], np.cumsum(part[order])]) for part in (work, amounts)]
-        low = np.interp(self.edges[:-1], *known)
-        return low, amounts.sum() - np.interp(known[0][-1] - self.edges[1:], *known)
+        done = np.concatenate([[0.0], np.cumsum(work[order])])
+        least = np.concatenate([[0.0], np.cumsum(amounts[order])])
+        low = np.interp(self.edges[:-1], done, least)
+        return low, amounts.sum() - np.interp(done[-1] - self.edges[1:], done, least)
 
 
 class _Blocks:
@@ -183,7 +184,7 @@ class _Blocks:
 
     def _ends_of(self, own: IntArray) -> tuple[BoolArray, BoolArray]:
         needs = self._needs(own)
-        return ~needs.any(axis=1), ~needs.any(axis=0)
+        return np.asarray(~needs.any(axis=1)), np.asarray(~needs.any(axis=0))
 
     def _in_cells(
         self, own: IntArray, cells: _Cells, taken: FloatArray, made: FloatArray
