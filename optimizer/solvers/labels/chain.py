@@ -59,6 +59,15 @@ class Chain:
         return replace(self, costs=limited)
 
     @property
+    def all_busy_ms(self) -> float:
+        """The step if every device were busy with its part of the layers; 0 if they take no time."""
+        costs = self.costs
+        whole_ms = costs.compute_ms[: self.num_types, -1, 0].tolist()
+        pairs = zip(costs.counts.tolist(), whole_ms, strict=True)
+        speed: float = sum(count / ms for count, ms in pairs if ms > 0)
+        return costs.num_microbatches / speed if speed else 0.0
+
+    @property
     def most_load_ms(self) -> float:
         """No load is above it: the period, or else what memory, money and the user's choices leave anyway."""
         costs = self.costs

@@ -141,10 +141,7 @@ class StepTimeSearch:
                 return
 
     def _first_plans_of(self, beam: int) -> None:
-        costs = self.plans.costs
-        whole = costs.compute_ms[: self.plans.num_types, -1, 0]
-        speed = sum(count / ms for count, ms in zip(costs.counts, whole, strict=True) if ms > 0)
-        least_ms = costs.num_microbatches / speed if speed else 1e-6
+        least_ms = self.plans.all_busy_ms or 1e-6
         for factor in GRID:
             if self.found.stages and factor > 3 and least_ms * factor > self.found.value_ms:
                 return

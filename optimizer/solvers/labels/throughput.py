@@ -100,10 +100,7 @@ class ThroughputSearch:
 
     def _bracket(self) -> float:
         """Return a threshold that prices do not exclude; infinity if memory excludes every one."""
-        costs = self.bounds.costs
-        whole = costs.compute_ms[: self.bounds.num_types, -1, 0]
-        speed = sum(count / ms for count, ms in zip(costs.counts, whole, strict=True) if ms > 0)
-        threshold_ms = 0.5 * costs.num_microbatches / speed if speed else 1e-6
+        threshold_ms = 0.5 * self.bounds.all_busy_ms or 1e-6
         self.most_ms = self.bounds.most_load_ms
         for _ in range(200):
             self.prices = even_prices(capacity_of(self.bounds, threshold_ms))

@@ -134,6 +134,8 @@ def test_a_search_without_time_returns_a_plan_and_a_bound_below_it(
         chain = random_chain(seed)
         found = found_for(chain, plan_value, seconds=-1.0)
         best = best_value(chain)
+        assert type(found.bound_ms) is float, seed  # Plans are saved with it.
+        assert all(type(leaf.bound.threshold_ms) is float for leaf in found.leaves), seed
         if found.stages:
             assert found.bound_ms <= best * (1 + 1e-9) <= found.value_ms * (1 + 2e-9)
 
