@@ -7,11 +7,15 @@ from stagewright.document import InputError
 from stagewright.optimizer.problem import Problem
 
 from . import exact
-from .simple import at_least_simple
-from .solution import Solution
+from .simple import at_least, at_least_simple
+from .solution import NoneFoundError, Solution
 
 MOST_ENTRIES = 2e7
 """Of tables per threshold, in exact.py: about half a second."""
+EXACT_PART = 0.75
+"""Of the time, for small clusters; the rest is for labels if nothing is proven by then."""
+LEAST_PART = 0.1
+"""For labels there even if the exact programme's last threshold took all that was left."""
 LABELS_PART = 0.75
 """Of the time, for plans with one type per stage; the rest is for stages of several types."""
 CONSTRAINTS_OF_LABELS = (
@@ -33,7 +37,7 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
         InputError: something was not measured, or the cluster is large and a constraint is for small ones.
     """
     if is_small(problem):
-        return exact.solve(problem, time_limit_s)
+        return _solve_small(problem, time_limit_s)
     from .mixed.solve import may_mix, with_mixed_stages  # Its loops may have to be compiled first.
 
     if not may_mix(problem):
@@ -49,13 +53,35 @@ def solve(problem: Problem, time_limit_s: float | None = None) -> Solution | Non
     return with_mixed_stages(problem, solution, left_s)
 
 
+def _solve_small(problem: Problem, time_limit_s: float | None) -> Solution | None:
+    """Return the best plan; if time is up before it is proven, no worse than what labels find at once."""
+    if time_limit_s is None:
+        return exact.solve(problem)
+    ends = time.perf_counter() + time_limit_s
+    solution = exact.solve(problem, EXACT_PART * time_limit_s)
+    is_open = solution is not None and solution.bound_ms < solution.value_ms
+    if solution is None or not is_open or unknown_to_labels(problem):
+        return solution
+    try:
+        left_s = max(LEAST_PART * time_limit_s, ends - time.perf_counter())
+        other = solve_by_labels(problem, left_s)
+    except NoneFoundError:
+        return solution
+    return solution if other is None else at_least(problem, solution, [other.stages])
+
+
+def unknown_to_labels(problem: Problem) -> list[str]:
+    """Return the constraints in force that plans at scale are not searched with."""
+    return [name for name in problem.constraints.named if name not in CONSTRAINTS_OF_LABELS]
+
+
 def solve_by_labels(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
     """Return the best plan with every stage on one device type.
 
     Raises:
         InputError: something was not measured, or an objective or a constraint is for small clusters.
     """
-    unknown = [name for name in problem.constraints.named if name not in CONSTRAINTS_OF_LABELS]
+    unknown = unknown_to_labels(problem)
     if unknown:
         raise InputError(
             f"{problem.inputs.cluster_path}: {', '.join(unknown)} is for smaller clusters: "

@@ -1,6 +1,6 @@
 """Simple plans: what anyone might try; no search may return a worse plan than the best of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from stagewright.optimizer.costs.choices import value_of
@@ -19,13 +19,18 @@ def at_least_simple(problem: Problem, solution: Solution | None) -> Solution | N
         return solution
     if solution is None:
         return None  # The search proved that nothing fits into its space; that is its answer.
+    return at_least(problem, solution, simple_plans(StageTables(problem)))
+
+
+def at_least(problem: Problem, solution: Solution, plans: Iterable[Choices]) -> Solution:
+    """Return a search's solution, or the best of some plans with the search's bound if that is better."""
     tables = StageTables(problem)
 
     def worth_of_ms(choices: Choices) -> float:
         return problem.worth_of_ms([choice.devices for choice in choices])
 
     bound = worth_of_ms(solution.stages) * solution.bound_ms
-    for choices in simple_plans(tables):
+    for choices in plans:
         value_ms, each = value_of(tables, choices), worth_of_ms(choices)
         best = worth_of_ms(solution.stages) * solution.value_ms
         if value_ms is not None and each * value_ms < best:

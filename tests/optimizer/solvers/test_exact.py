@@ -10,7 +10,7 @@ from stagewright.optimizer.costs.evaluate import score
 from stagewright.optimizer.costs.tables import StageTables
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.problem import Problem
-from stagewright.optimizer.solvers import brute_force, exact
+from stagewright.optimizer.solvers import brute_force, choose, exact
 
 RandomInputs = Callable[..., Inputs]
 
@@ -46,3 +46,23 @@ def test_no_plan_is_better_than_the_exact_solver_s(
         rescored = score(draft(StageTables(problem), found.stages), problem)
         assert rescored.value_ms == pytest.approx(found.value_ms, rel=1e-9)
         assert not rescored.overflows
+
+
+def test_a_search_cut_short_returns_no_worse_a_plan_than_labels_find(
+    random_inputs: RandomInputs,
+) -> None:
+    better = 0
+    for seed in range(8):
+        problem = Problem(
+            inputs=random_inputs(seed, 6, [[("fast", 2), ("slow", 3)]], 10**9),
+            microbatch_size=2,
+            num_microbatches=8,
+            objective="throughput",
+        )
+        best, at_once = exact.solve(problem), exact.solve(problem, 1e-9)
+        found = choose.solve(problem, 1e-9)
+        assert best is not None and at_once is not None and found is not None
+        assert found.bound_ms <= best.value_ms * (1 + 1e-9) <= found.value_ms * (1 + 2e-9)
+        assert found.value_ms <= at_once.value_ms
+        better += found.value_ms < at_once.value_ms
+    assert better
