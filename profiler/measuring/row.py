@@ -148,8 +148,11 @@ class Row:
 
     def _cost(self, place: int) -> LayerCost:
         """A layer that no gradient flows through has a backward of 0; that is measured, not missing."""
-        forward = [self._forward_ms(walk, place) for walk in self.walks]
-        backward = [self._backward_ms(walk, place) for walk in self.walks]
+        scales = self._scales()
+        forward = [s * self._forward_ms(w, place) for s, w in zip(scales, self.walks, strict=True)]
+        backward = [
+            s * self._backward_ms(w, place) for s, w in zip(scales, self.walks, strict=True)
+        ]
         backward_ms = float(np.median(backward))
         input_ms = self._input_gradient_ms(place, backward_ms)
         of_forward, of_backward = self._work(place)
@@ -174,6 +177,17 @@ class Row:
             working_bytes=self.working_bytes.get(place, 0),
         )
 
+    def _scales(self) -> list[float]:
+        """Return what the times of each repeat are multiplied by, as the machine's speed drifts.
+
+        All are 1 where repeats differ for another reason: other micro-batches, no whole step in each.
+        """
+        if len(self.batches) > 1 or len(self.wholes) < len(self.walks):
+            return [1.0] * len(self.walks)
+        return steady_scales(
+            [forward_ms + backward_ms for forward_ms, backward_ms, _ in self.wholes]
+        )
+
     def _forward_ms(self, walk: Readings[float], place: int) -> float:
         """Return a layer's forward in a walk, without the reading of the clock."""
         read_ms = walk.forward.get(place, 0.0) - self.calibration.reading_ms
@@ -193,7 +207,8 @@ class Row:
         is_pure = place != LOSS and place not in self.walk.takes_parameters
         if is_pure and not self.traced.layers[place].parameters:
             return backward_ms  # Autograd has nothing to leave out there.
-        times = [self._backward_ms(walk, place) for walk in self.in_parts]
+        pairs = zip(self._scales(), self.in_parts, strict=True)
+        times = [scale * self._backward_ms(walk, place) for scale, walk in pairs]
         return min(float(np.median(times)), backward_ms)
 
     def _weight_gradient_ms(
@@ -202,7 +217,8 @@ class Row:
         """Return the part of a backward for the layer's weights: run by itself, or what I leaves of it."""
         if input_ms is None:
             return None
-        spans = [walk.weights[place] for walk in self.in_parts if place in walk.weights]
+        pairs = zip(self._scales(), self.in_parts, strict=True)
+        spans = [scale * walk.weights[place] for scale, walk in pairs if place in walk.weights]
         if not spans:
             return max(0.0, backward_ms - input_ms)
         read_ms = float(np.median(spans)) - self.calibration.reading_ms
@@ -237,6 +253,12 @@ class Row:
                 torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
             ),
         )
+
+
+def steady_scales(whole_ms: Sequence[float]) -> list[float]:
+    """Return by how much each repeat was faster than the median one, as its step in one piece tells."""
+    median_ms = float(np.median(whole_ms))
+    return [median_ms / ms if ms > 0 else 1.0 for ms in whole_ms]
 
 
 def interquartile_range(values: Sequence[float]) -> float:
