@@ -25,6 +25,8 @@ class Observation:
     returns_overwritten: bool = False
     """Whether it returns the very tensor that it changed."""
     overwritten_is_used_later: bool = False
+    overwrites_stored: bool = False
+    """Whether what it changed is the memory of a parameter or buffer, as weight.data is."""
     random: bool = False
 
 
@@ -132,12 +134,14 @@ def _observe_call(model: nn.Module, node: fx.Node, run: _Run, devices: list[int]
     returned = {id(tensor) for tensor in tensors_in(value)}
     same = any(id(t) in returned for other in changed for t in tensors_in(run.values[other]))
     is_used_later = any(run.last_use.get(other) is not node for other in changed)
+    overwrites_stored = any(_is_stored(model, run.values[other]) for other in changed)
     run.values[node] = value
     return Observation(
         value=without_data(value),
         overwritten=frozenset(changed),
         returns_overwritten=same,
         overwritten_is_used_later=is_used_later,
+        overwrites_stored=overwrites_stored,
         random=drawn,
     )
 
@@ -165,6 +169,13 @@ def _demand_independent_of_values(node: fx.Node, value: Any, run: _Run) -> None:
             f"{place_of_node(node)}: layer {node.name!r} ({node.target}) makes a Python value from the "
             "values of tensors, which differ from step to step; compute with tensors instead"
         )
+
+
+def _is_stored(model: nn.Module, value: Any) -> bool:
+    """Return whether a value has the memory of a parameter or a buffer."""
+    dense = [tensor for tensor in tensors_in(value) if tensor.layout is torch.strided]
+    held = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())} - {0}
+    return any(tensor.untyped_storage().data_ptr() in held for tensor in dense)
 
 
 def _versions(value: Any) -> list[int]:

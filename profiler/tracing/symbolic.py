@@ -75,6 +75,11 @@ class LayerTracer(fx.Tracer):
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         node = super().create_node(*arguments, **options)
         place = _place_of_frame(sys._getframe(1))
+        if "functorch" in str(getattr(node.target, "__module__", "")):
+            raise InputError(
+                f"{place}: a transform of torch.func (vmap, grad) is used, which a trace does not hold; put "
+                "it into an nn.Module whose class has stagewright_layer = True"
+            )
         if not torch.is_grad_enabled() or _is_autocast() != self._is_autocast:
             raise InputError(
                 f"{place}: a part of the forward is under no_grad or autocast, which a trace does not hold; "

@@ -349,8 +349,7 @@ class _Builder:
         if not changed:
             return None
         taken = {n for other in node.all_input_nodes for n in references_of(self.standing[other])}
-        stored = {n.op for n in observation.overwritten} & {"get_attr"}
-        if len(changed) > 1 or not changed <= taken or stored:
+        if len(changed) > 1 or not changed <= taken or observation.overwrites_stored:
             raise Undescribable(
                 f"it changes the memory of {sorted(changed)} in place, which other layers need or the model "
                 "keeps; write it out of place"

@@ -148,6 +148,28 @@ def test_reentrant_checkpointing_is_refused_by_its_gradients() -> None:
         traced(RecomputedBehindNoGrad(), 4, how=EXPORT)
 
 
+class ClipsItsWeights(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        self.second.weight.data.clamp_(-1, 1)
+        result: Tensor = self.second(self.first(x))
+        return result
+
+
+class Mapped(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.second)(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [(ClipsItsWeights, "write it out of place"), (Mapped, "vmap")],
+)
+def test_what_no_stage_could_repeat_is_refused_by_line(build: type[nn.Module], reason: str) -> None:
+    line = build.forward.__code__.co_firstlineno + 1
+    with pytest.raises(InputError, match=rf"^{__file__}:{line}: .*{reason}"):
+        traced(build(), 4, how=FX)
+
+
 @pytest.mark.filterwarnings("ignore:For backward hooks to be called")
 def test_fx_names_the_last_layer_whose_gradients_differ() -> None:
     line = HookedPart.forward.__code__.co_firstlineno + 1
