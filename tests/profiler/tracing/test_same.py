@@ -157,7 +157,8 @@ class ClipsItsWeights(TwoLayers):
 
 class Mapped(TwoLayers):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.vmap(self.second)(self.first(x))
+        result: Tensor = torch.vmap(self.second)(self.first(x))
+        return result
 
 
 @pytest.mark.parametrize(
