@@ -91,14 +91,17 @@ def planned_layout(specs: list[TensorSpec], batch_size: int, precision: Precisio
     ]
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a value with its tensors changed: one, or tuples (lists too become some) and dicts of them."""
-    if isinstance(value, torch.Tensor):
+def map_tensors(value: Any, change: Callable[[Any], Any], kind: type = torch.Tensor) -> Any:
+    """Return a value with its tensors changed: one, or tuples (lists too become some) and dicts of them.
+
+    kind: what is changed in place of tensors.
+    """
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
+        return {key: map_tensors(item, change, kind) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return tuple(map_tensors(item, change) for item in value)
+        return tuple(map_tensors(item, change, kind) for item in value)
     return value
 
 

@@ -11,13 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from stagewright.document import InputError
 from stagewright.runtime.execution.randomness import seeded
+from stagewright.runtime.messages.buffers import NUMPY_DTYPES
+from stagewright.runtime.messages.values import map_tensors
 from stagewright.task import load_task
 
+BY_VALUE_BYTES = 2**20
+"""Tensors of up to so many bytes are sent by value. Shared memory is a file that the reading process makes
+and hands over by a connection of its own to one of its threads, which takes longer than copying."""
 RANK_CHECK_S = 1.0
 """How often a process that reads looks whether its rank is still there."""
 
@@ -98,7 +104,7 @@ class SamplesAhead:
         assert seed == request.seed, "samples are asked for in another order"
         if isinstance(found, InputError):
             raise found
-        return found  # type: ignore[no-any-return]
+        return map_tensors(found, torch.from_numpy, np.ndarray)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the processes."""
@@ -116,9 +122,17 @@ class _WorkerSamples(Dataset[Any]):
         try:
             if request.split not in self._datasets:
                 self._datasets[request.split] = load_task(self._task).call("dataset", request.split)
-            return request.seed, read_samples(self._datasets[request.split], request)
+            samples = read_samples(self._datasets[request.split], request)
+            return request.seed, map_tensors(samples, by_value)
         except InputError as error:  # Raised by the rank: as one line, without a traceback.
             return request.seed, error
+
+
+def by_value(tensor: torch.Tensor) -> Any:
+    """Return what is sent for a tensor: a small one of a type that numpy knows as its array."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    is_small = is_plain and tensor.dtype in NUMPY_DTYPES and tensor.nbytes <= BY_VALUE_BYTES
+    return tensor.detach().numpy() if is_small else tensor
 
 
 def _as_it_is(answer: Any) -> Any:

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from stagewright.document import InputError
-from stagewright.runtime.training.samples import Request, SamplesAhead, read_samples
+from stagewright.runtime.training.samples import Request, SamplesAhead, by_value, read_samples
 from stagewright.task import load_task
 
 RankPool = Any
@@ -63,6 +64,15 @@ def test_items_that_cannot_be_stacked_are_refused_in_one_line(second: Any) -> No
     message = r"dataset\('train'\): item 3 and the 1 others of its micro-batch cannot be stacked: .+; give"
     with pytest.raises(InputError, match=message):
         read_samples(dataset, Request("train", [3, 7], 0))
+
+
+def test_small_tensors_are_sent_by_value_and_others_in_shared_memory() -> None:
+    small = torch.arange(6.0).view(2, 3).T
+    sent = by_value(small)
+    assert isinstance(sent, np.ndarray)
+    assert torch.equal(torch.from_numpy(sent), small)
+    for other in (torch.zeros(2**18 + 1), small.bfloat16(), small.to_sparse()):
+        assert by_value(other) is other
 
 
 def test_samples_read_ahead_are_bitwise_the_same_and_errors_are_one_line() -> None:
