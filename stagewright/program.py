@@ -9,6 +9,7 @@ always proceed: all its participants have finished everything before it.
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stagewright.document import InputError
 from stagewright.flushless import Rounds, Update
@@ -19,9 +20,11 @@ GRADIENTS_UNDERWAY = 2
 of their arrival, so their memory stays until the sender waits for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """The values (forward) or the gradients (backward) of one border for one unit."""
+class Message(NamedTuple):
+    """The values (forward) or the gradients (backward) of one border for one unit.
+
+    Messages are looked up between computations, where a hash made in Python costs much; so they are tuples.
+    """
 
     edge: Edge
     microbatch: int

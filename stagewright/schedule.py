@@ -72,8 +72,7 @@ class Worker:
     share: int
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """One stage sends to a later one, and gets gradients back if carries_gradient."""
 
     source: int

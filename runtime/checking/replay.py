@@ -91,6 +91,8 @@ class SleepingStage:
         self._predicted = predicted
         self._precision = Precision(plan.dtype, plan.dtype)
         self._device = device
+        self._payloads: dict[tuple[int, int, int], Payload] = {}
+        """By border and samples; what was sent once is sent again."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -132,12 +134,15 @@ class SleepingStage:
 
     def _payload(self, border: Border, batch_size: int) -> Payload:
         """Return a message of a border's size, estimated where it is ragged, of any content."""
-        specs = [spec for value in border.values for spec in tensors_of(value.spec)]
-        layout = planned_layout(specs, batch_size, self._precision)
-        return Payload(
-            [torch.empty(part.shape, dtype=part.dtype, device=self._device) for part in layout],
-            [part.with_gradient for part in layout],
-        )
+        key = (border.source, border.target, batch_size)
+        if key not in self._payloads:
+            specs = [spec for value in border.values for spec in tensors_of(value.spec)]
+            layout = planned_layout(specs, batch_size, self._precision)
+            self._payloads[key] = Payload(
+                [torch.empty(part.shape, dtype=part.dtype, device=self._device) for part in layout],
+                [part.with_gradient for part in layout],
+            )
+        return self._payloads[key]
 
 
 class _NoData(Batches):

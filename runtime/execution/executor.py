@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.profiler import record_function
@@ -70,8 +69,7 @@ class Finish(Protocol):
         """Return the tensor that the backward starts at: the weighted loss."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(NamedTuple):
     """When one action ran on this rank, in seconds of time.perf_counter."""
 
     action: Action
@@ -193,12 +191,14 @@ class Executor:
             names = self.stages[around.coming.stage].input_names
             with_target = around.coming.stage == program.last_stage
             batches.prepare(around.coming.microbatches, names, with_target=with_target)
+        is_forward = action.kind == "F"
         arrived = {
-            message.edge: self._take(message, around.confirmed.get(message, ()))
+            message.edge.source if is_forward else message.edge.target: self._take(
+                message, around.confirmed.get(message, ())
+            )
             for message in around.arriving
         }
-        if action.kind == "F":
-            received = {edge.source: payload for edge, payload in arrived.items()}
+        if is_forward:
             inputs = self._piece_of(batches.inputs_of(unit.microbatch, stage.input_names), unit)
             bound = None
             if action.stage == program.last_stage and finish is not None:
@@ -207,9 +207,9 @@ class Executor:
             self._seeds.begin(step, unit)
             start_s, cpu_s = time.perf_counter(), time.thread_time()
             size = batches.size_of(unit.microbatch)
-            outgoing = stage.forward(unit, UnitInputs(size, inputs, received, bound))
+            outgoing = stage.forward(unit, UnitInputs(size, inputs, arrived, bound))
         else:
-            gradients = {edge.target: payload.tensors for edge, payload in arrived.items()}
+            gradients = {target: payload.tensors for target, payload in arrived.items()}
             self._seeds.begin(step, unit)  # A stage may run forward again.
             start_s, cpu_s = time.perf_counter(), time.thread_time()
             found: dict[int, list[torch.Tensor]] = {}

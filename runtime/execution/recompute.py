@@ -6,8 +6,6 @@ Running statistics (BatchNorm) are updated, and the loss is computed, the second
 Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, with a stage as the segment.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
@@ -43,7 +41,7 @@ class RecomputingRunner(StageRunner):
         buffers = list(self.module.buffers())
         before = [buffer.clone() for buffer in buffers]
         with torch.no_grad():
-            outgoing = self._forward(unit, replace(given, finish=None))
+            outgoing = self._forward(unit, given._replace(finish=None))
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
         return outgoing

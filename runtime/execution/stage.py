@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,8 +20,7 @@ Values = dict[str, Any]
 """Values of layers by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitInputs:
+class UnitInputs(NamedTuple):
     """All that a unit's forward needs."""
 
     batch_size: int

@@ -40,6 +40,7 @@ from .values import (
     Payload,
     Precision,
     ValueMismatchError,
+    has_layout,
     layout_of,
     planned_layout,
 )
@@ -150,16 +151,16 @@ class Exchange:
             ValueMismatchError: a tensor is not what the plan says.
             PeerLostError: the receiver is gone.
         """
-        layout = layout_of(payload)
         planned = self._planned(message, batch_size)
-        if planned is not None and layout != planned:
-            raise ValueMismatchError(f"{message}: {_difference(layout, planned)}")
+        if planned is not None and not has_layout(payload, planned):
+            raise ValueMismatchError(f"{message}: {_difference(layout_of(payload), planned)}")
         announcing: list[dist.Work] = []
         works: list[dist.Work] = []
         kept: list[torch.Tensor] = []
         with waiting_for("the sending of", message):
             if self._is_announced(message, planned):
                 assert self._announcements is not None
+                layout = layout_of(payload)
                 announcing, kept = send_announcement(message, payload, layout, self._announcements)
             for tensor in payload.tensors:
                 work, sent = self._transport.send(tensor, message.receiver, message.forward)
@@ -170,7 +171,7 @@ class Exchange:
         self.traffic.count(message, payload.tensors)
         self._sends[message] = _Sending(announcing, works, kept)
         if planned is None and message.forward and torch.is_grad_enabled():
-            due = [part for part in layout if part.with_gradient]
+            due = [part for part in layout_of(payload) if part.with_gradient]
             if due:
                 self._gradients_due[message.edge, message.unit] = due
         self.advance()
@@ -185,7 +186,11 @@ class Exchange:
             receive.layout = None
             receive.announcement = self._reader.ask(message)
         self._receives[message] = receive
-        self._unposted[message.sender, message.forward].append(receive)
+        waiting = self._unposted[message.sender, message.forward]
+        if receive.layout is not None and not waiting:
+            self._hand_over(receive)
+            return
+        waiting.append(receive)
         self.advance()
 
     def advance(self) -> None:
@@ -284,7 +289,7 @@ class Exchange:
     def _hand_over(self, receive: _Receive) -> None:
         message, layout = receive.message, receive.layout
         assert layout is not None
-        take = self._transport.take
+        take = self._transport.pool.take
         receive.buffers = [
             take(part.shape, part.dtype, is_ragged=receive.planned is None) for part in layout
         ]

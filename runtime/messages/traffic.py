@@ -20,8 +20,9 @@ class Traffic:
         """Add one message between two ranks and its tensors."""
         key = (message.edge.source, message.edge.target, message.forward)
         messages, num_bytes = self._counted.get(key, (0, 0))
-        sent = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self._counted[key] = (messages + 1, num_bytes + sent)
+        for tensor in tensors:
+            num_bytes += tensor.nbytes
+        self._counted[key] = (messages + 1, num_bytes)
 
     def take(self) -> BorderTraffic:
         """Return what was sent since the last call."""

@@ -33,6 +33,7 @@ class Transport:
         """Whether tensors pass through host memory."""
         home = torch.device("cpu") if self.is_staged else world.device
         self.pool = BufferPool(home, pinned=self.is_staged)
+        """The buffers to receive into."""
 
     def connect(self, channels: Iterable[Channel]) -> None:
         """Send one element over each of some channels, those of all ranks in an order that all agree on.
@@ -70,12 +71,6 @@ class Transport:
         repeated for every message.
         """
         return self._groups[forward, sender < receiver]
-
-    def take(
-        self, shape: tuple[int, ...], dtype: torch.dtype, *, is_ragged: bool = False
-    ) -> torch.Tensor:
-        """Return a buffer to receive into."""
-        return self.pool.take(shape, dtype, is_ragged=is_ragged)
 
     def receive(self, buffer: torch.Tensor, sender: int, forward: bool) -> list[dist.Work]:
         """Start receiving into a buffer; return what is under way."""

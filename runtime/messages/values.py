@@ -29,11 +29,14 @@ class Precision:
     planned_autocast: str | None = None
     run_autocast: str | None = None
     """Of mixed precision; None: all in the parameters' dtype."""
+    _found: dict[str, torch.dtype] = field(default_factory=dict, compare=False, repr=False)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the run's dtype for a dtype of the plan."""
-        in_run = {self.planned_autocast: self.run_autocast or self.run, self.planned: self.run}
-        return getattr(torch, in_run.get(name, name))  # type: ignore[no-any-return]
+        if name not in self._found:
+            in_run = {self.planned_autocast: self.run_autocast or self.run, self.planned: self.run}
+            self._found[name] = getattr(torch, in_run.get(name, name))
+        return self._found[name]
 
     def context(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context that a stage's forward and the loss run in."""
@@ -81,6 +84,20 @@ def layout_of(payload: Payload) -> Layout:
     """Return the layout of a message at hand."""
     pairs = zip(payload.tensors, payload.with_gradient, strict=True)
     return [Part(tuple(t.shape), t.dtype, has_gradient) for t, has_gradient in pairs]
+
+
+def has_layout(payload: Payload, layout: Layout) -> bool:
+    """Return whether `layout_of` a message at hand is a layout."""
+    if len(payload.tensors) != len(layout):
+        return False
+    for tensor, has_gradient, part in zip(
+        payload.tensors, payload.with_gradient, layout, strict=True
+    ):
+        if tensor.shape != part.shape or tensor.dtype != part.dtype:
+            return False
+        if has_gradient != part.with_gradient:
+            return False
+    return True
 
 
 def planned_layout(specs: list[TensorSpec], batch_size: int, precision: Precision) -> Layout:

@@ -7,8 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -37,22 +36,30 @@ class PeerLostError(Exception):
     """Another rank died or did not answer in time; the message says what was waited for."""
 
 
-@contextmanager
-def waiting_for(*what: object) -> Iterator[None]:
-    """Turn the backend's error in a wait into one that says what was waited for; leave all others.
+class waiting_for:
+    """A context that turns the backend's error in a wait into a PeerLostError; it leaves all others.
 
-    The words of what are put together if there is an error: messages wait here thousands of times.
-
-    Raises:
-        PeerLostError: the peer closed the connection or the time ran out.
+    Messages wait here thousands of times: the words of what are put together if there is an error, and this
+    is no generator, which would take longer to enter and to leave.
     """
-    try:
-        yield
-    except RuntimeError as error:
+
+    __slots__ = ("_what",)
+
+    def __init__(self, *what: object) -> None:
+        """what is waited for: a message, or its words."""
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise PeerLostError if the peer closed the connection or the time ran out."""
+        if not isinstance(error, RuntimeError):
+            return
         is_lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
         if not is_lost or _OWN_FAULT.search(str(error)):
-            raise
-        words = " ".join(map(str, what))
+            return
+        words = " ".join(map(str, self._what))
         text = _SOURCE_LINE.sub("", str(error).strip())
         reason = text.splitlines()[0] if text else type(error).__name__
         raise PeerLostError(f"lost a peer while waiting for {words} ({reason[:160]})") from error

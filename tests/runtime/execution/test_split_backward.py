@@ -38,7 +38,26 @@ def convolution(m: nn.ModuleDict, x: list[torch.Tensor]) -> list[torch.Tensor]:
     return [m["conv"](x[0].reshape(1, 3, 2, 2)).relu().sum()]
 
 
-CASES: list[Forward] = [residual, two_in_two_out, without_path, shared, unused_leaf, convolution]
+def weight(module: nn.Module) -> torch.Tensor:
+    return module.get_parameter("weight")
+
+
+def without_bias(m: nn.ModuleDict, x: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Products of one matrix, of the same with a fixed bias, and with a matrix that is computed."""
+    one, two, norm = weight(m["one"]), weight(m["two"]), weight(m["norm"])
+    rows = torch.addmm(
+        torch.ones(4, dtype=one.dtype), torch.nn.functional.linear(x[0], one), two.t()
+    )
+    return [rows.mm(norm.diag().t())]
+
+
+def scaled(m: nn.ModuleDict, x: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.addmm(weight(m["norm"]), x[0], weight(m["one"]).t(), beta=3, alpha=2)]
+
+
+CASES: list[Forward] = [
+    residual, two_in_two_out, without_path, shared, unused_leaf, convolution, without_bias, scaled,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("forward", CASES)
@@ -77,6 +96,31 @@ def test_both_parts_together_are_the_whole_backward(forward: Forward) -> None:
         else:
             assert gradient is not None
             torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_linear_layers_have_the_bits_of_the_whole_backward(is_watched: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20, bias=False))
+    seen: list[torch.Tensor] = []
+    if is_watched:
+        weight(model[0]).register_post_accumulate_grad_hook(seen.append)  # type: ignore[no-untyped-call]
+    found = []
+    for is_split in (False, True):
+        model.zero_grad(set_to_none=True)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            leaf = torch.randn(5, 7, 40, requires_grad=True)
+            output = model(leaf)
+            gradient = torch.randn_like(output)
+            if is_split:
+                backward_of_inputs([output], [gradient], [leaf])[1].run()
+            else:
+                output.backward(gradient)
+        found.append([parameter.grad for parameter in model.parameters()])
+    for whole, split in zip(*found, strict=True):
+        assert torch.equal(whole, split)
+    assert len(seen) == 4 * is_watched
 
 
 def test_the_first_part_adds_nothing_to_the_parameters() -> None:
