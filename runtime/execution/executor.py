@@ -18,7 +18,7 @@ from stagewright.runtime.ranks.whereabouts import Whereabouts
 from stagewright.schedule import Action, Unit
 
 from .randomness import LayerSeeds
-from .rank_program import RankProgram
+from .rank_program import Around, RankProgram
 from .stage import UnitInputs, Values
 
 
@@ -191,26 +191,25 @@ class Executor:
             names = self.stages[around.coming.stage].input_names
             with_target = around.coming.stage == program.last_stage
             batches.prepare(around.coming.microbatches, names, with_target=with_target)
-        is_forward = action.kind == "F"
-        arrived = {
-            message.edge.source if is_forward else message.edge.target: self._take(
-                message, around.confirmed.get(message, ())
-            )
-            for message in around.arriving
-        }
-        if is_forward:
+        self._seeds.begin(step, unit)  # Of a backward too: a stage may run forward again.
+        if action.kind == "F":
+            # All that can be done is done before it waits: from then on others wait for this rank.
             inputs = self._piece_of(batches.inputs_of(unit.microbatch, stage.input_names), unit)
             bound = None
             if action.stage == program.last_stage and finish is not None:
                 target = self._piece_of(batches.target_of(unit.microbatch), unit)
                 bound = partial(finish, target=target, unit=unit)
-            self._seeds.begin(step, unit)
-            start_s, cpu_s = time.perf_counter(), time.thread_time()
             size = batches.size_of(unit.microbatch)
-            outgoing = stage.forward(unit, UnitInputs(size, inputs, arrived, bound))
+            received = {
+                message.edge.source: self._take(message, around) for message in around.arriving
+            }
+            start_s, cpu_s = time.perf_counter(), time.thread_time()
+            outgoing = stage.forward(unit, UnitInputs(size, inputs, received, bound))
         else:
-            gradients = {target: payload.tensors for target, payload in arrived.items()}
-            self._seeds.begin(step, unit)  # A stage may run forward again.
+            gradients = {
+                message.edge.target: self._take(message, around).tensors
+                for message in around.arriving
+            }
             start_s, cpu_s = time.perf_counter(), time.thread_time()
             found: dict[int, list[torch.Tensor]] = {}
             if action.kind == "B":
@@ -236,11 +235,11 @@ class Executor:
         assert self._slicing is not None
         return self._slicing.cut(value, unit.slice)
 
-    def _take(self, message: Message, confirmed: Sequence[Message]) -> Payload:
+    def _take(self, message: Message, around: Around) -> Payload:
         """Return a message from another rank or from another stage of this one."""
         if message.sender == message.receiver:
             return self._local.pop(message)
-        return self._exchange.receive(message, confirmed)
+        return self._exchange.receive(message, around.confirmed.get(message, ()))
 
     def emulate(self, start_s: float, cpu_s: float) -> float:
         """Wait for the device, then sleep as much longer as the emulated device would have computed.
