@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from stagewright.document import InputError, demand_writable, write_atomically
+from stagewright.lost_peer import says_lost_peer
 
 from .links import SIZES, Effort, Links, cluster_text, measure_links
 from .links_picture import write_picture
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         links = measure_links(device, backend, effort)
         dist.destroy_process_group()
     except RuntimeError as error:
+        if not says_lost_peer(str(error), is_of_backend=isinstance(error, dist.DistError)):
+            raise
         raise InputError(
             f"rank {os.environ.get('RANK')}: a rank does not answer any more: {first_line(error)}; "
             "see which one has ended, and whether all reach MASTER_ADDR"

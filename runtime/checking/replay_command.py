@@ -2,27 +2,17 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
-import torch
 
 from stagewright.plan import Plan
 from stagewright.runtime.arguments import check_numbers
-from stagewright.runtime.ranks.faults import run_rank
-from stagewright.runtime.ranks.roll_call import naming_the_missing
-from stagewright.runtime.ranks.whereabouts import Whereabouts
-from stagewright.runtime.ranks.world import (
-    check_world_size,
-    join_world,
-    leave_world,
-    ranks_started,
-    start_ranks,
-)
+from stagewright.runtime.ranks.starting import run_on_ranks
+from stagewright.runtime.ranks.world import World
 from stagewright.scheduling import TRAINING_SCHEDULES
 
 from .replay import Replay, replay
@@ -44,25 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     check_numbers(args)
     plan = Plan.load(args.plan)
-    rank, size, _ = ranks_started(os.environ)
-    if size == 1 and plan.num_ranks > 1:
-        return start_ranks(__name__, plan.num_ranks, arguments)
-    check_world_size(plan, size)
-    torch.set_num_threads(1)
-    whereabouts = Whereabouts(f"rank {rank}")
-    run = partial(_replay, args, plan, rank, size, whereabouts)
-    return run() if size == 1 else run_rank(parser.prog, whereabouts, run)
+    run = partial(_replay, args, plan)
+    return run_on_ranks(parser.prog, __name__, arguments, plan, run, timeout_s=args.timeout)
 
 
-def _replay(
-    args: argparse.Namespace, plan: Plan, rank: int, size: int, whereabouts: Whereabouts
-) -> int:
-    world = join_world(rank, size, torch.device("cpu"), args.timeout, whereabouts)
-    with naming_the_missing(world):
-        result = replay(plan, world, args.steps, args.schedule)
+def _replay(args: argparse.Namespace, plan: Plan, world: World) -> int:
+    result = replay(plan, world, args.steps, args.schedule)
     if result is not None:
         print(json.dumps(msgspec.to_builtins(result)) if args.json else text_of(result))
-    leave_world()
     return 0
 
 

@@ -2,30 +2,18 @@
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
-import torch
 
 from stagewright.allocation import keep_freed_memory
 from stagewright.document import demand_writable
 from stagewright.runtime.arguments import check_numbers
-from stagewright.runtime.ranks.faults import run_rank
-from stagewright.runtime.ranks.roll_call import naming_the_missing
-from stagewright.runtime.ranks.whereabouts import Whereabouts
-from stagewright.runtime.ranks.world import (
-    World,
-    check_world_size,
-    choose_device,
-    join_world,
-    leave_world,
-    ranks_started,
-    start_ranks,
-)
+from stagewright.runtime.ranks.starting import run_on_ranks
+from stagewright.runtime.ranks.world import World
 from stagewright.runtime.storage.package import StagePackage, load_package
 from stagewright.runtime.training.settings import Settings
 from stagewright.scheduling import TRAINING_SCHEDULES
@@ -65,33 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         demand_writable(args.save)
     package = load_package(args.directory)
     task = load_task(args.task)
-    rank, size, local_rank = ranks_started(os.environ)
-    num_ranks = package.plan.num_ranks
-    if size == 1 and num_ranks > 1:
-        return start_ranks(__name__, num_ranks, arguments)
-    check_world_size(package.plan, size)
+    task.function(package.plan.factory)
     keep_freed_memory()
-    torch.set_num_threads(1)
-    device, whereabouts = choose_device(args.device, local_rank), Whereabouts(f"rank {rank}")
-    join = partial(join_world, rank, size, device, args.timeout, whereabouts)
-    run = partial(_verify, args, package, task, join)
-    return run() if size == 1 else run_rank(parser.prog, whereabouts, run)
+    run = partial(_verify, args, package, task)
+    return run_on_ranks(
+        parser.prog,
+        __name__,
+        arguments,
+        package.plan,
+        run,
+        device=args.device,
+        timeout_s=args.timeout,
+    )
 
 
-def _verify(
-    args: argparse.Namespace, package: StagePackage, task: Task, join: Callable[[], World]
-) -> int:
-    world = join()
+def _verify(args: argparse.Namespace, package: StagePackage, task: Task, world: World) -> int:
     found = []
-    with naming_the_missing(world):
-        for dtype in dict.fromkeys(("float64", package.plan.dtype)):
-            settings = Settings(seed=args.seed, dtype=dtype, schedule=args.schedule)
-            save = args.save if dtype == package.plan.dtype else None
-            found.append(verify(package, task, world, settings, save))
+    for dtype in dict.fromkeys(("float64", package.plan.dtype)):
+        settings = Settings(seed=args.seed, dtype=dtype, schedule=args.schedule)
+        save = args.save if dtype == package.plan.dtype else None
+        found.append(verify(package, task, world, settings, save))
     results = [result for result in found if result is not None]
     if world.rank == 0:
         _print(results, package.plan.num_ranks, as_json=args.json)
-    leave_world()
     return 0 if all(result.passed for result in results) else 1
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from stagewright.document import InputError
+from stagewright.lost_peer import says_lost_peer
 
 from .whereabouts import Whereabouts
 
@@ -22,12 +23,6 @@ PEER_LOST_STATUS = 3
 
 _SOURCE_LINE = re.compile(r"\A\[[^\]\s]*:\d+\]\s*")
 """Where in its own sources gloo met an error."""
-_LOST = re.compile(
-    r"gloo/transport/|connectFullMesh|[Tt]imed out|Connection (closed|reset|refused)|Broken pipe"
-)
-"""What gloo says, as a plain RuntimeError, of a connection that broke or of a wait that was too long."""
-_OWN_FAULT = re.compile(r"enforce fail|[Ii]nvalid (usage|argument)")
-"""What backends say of a call that was wrong."""
 INTERRUPTED_STATUS = 130
 """Exit status of a rank that was interrupted (Ctrl-C), as shells have it."""
 
@@ -56,8 +51,7 @@ class waiting_for:
         """Raise PeerLostError if the peer closed the connection or the time ran out."""
         if not isinstance(error, RuntimeError):
             return
-        is_lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
-        if not is_lost or _OWN_FAULT.search(str(error)):
+        if not says_lost_peer(str(error), is_of_backend=isinstance(error, dist.DistError)):
             return
         words = " ".join(map(str, self._what))
         text = _SOURCE_LINE.sub("", str(error).strip())

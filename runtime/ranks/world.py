@@ -4,8 +4,6 @@ import datetime
 import hashlib
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -208,14 +206,6 @@ def shake_hands(world: World, what: Mapping[str, str]) -> None:
 
 def _hash_of(text: str) -> str:
     return f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def start_ranks(module: str, num_ranks: int, arguments: Sequence[str]) -> int:
-    """Start a module under torchrun, one process per rank on this machine; return 0 or 1 as it ended."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", str(num_ranks), "-m", module, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return int(bool(subprocess.run(command, env=environment, check=False).returncode))
 
 
 def leave_world() -> None:

@@ -3,7 +3,9 @@
 Started as: python rank_worker.py SOCKET INDEX
 """
 
+import ctypes
 import importlib.util
+import signal
 import sys
 import traceback
 from multiprocessing.connection import Client
@@ -43,7 +45,15 @@ def run_job(job: dict[str, Any]) -> Any:
         dist.destroy_process_group()
 
 
+def end_with_the_session() -> None:
+    """Let Linux end this process when the test session is gone, even if it is in a job."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
 def main() -> None:
+    end_with_the_session()
     torch.set_num_threads(1)
     with Client(sys.argv[1], family="AF_UNIX") as connection:
         connection.send(int(sys.argv[2]))

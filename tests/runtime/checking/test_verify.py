@@ -73,3 +73,24 @@ def test_a_task_without_loss_and_dataset_is_verified_with_its_example_inputs_in_
         ("float64", True),
         ("bfloat16", True),
     ]
+
+
+def test_ranks_that_refuse_a_task_give_their_status_and_one_line_each(
+    make_package: MakePackage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1, 1], 2, "1f1b")
+    other = tmp_path / "other.py"
+    other.write_text("import torch\n\n\ndef build():\n    return torch.nn.Linear(3, 3)\n")
+    assert verify(str(package.directory), "--task", str(other)) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("but the plan was made for a model with" in line for line in lines)
+
+
+def test_a_device_that_is_not_there_is_refused_before_ranks_start(
+    make_package: MakePackage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package("mlp", [1, 1], 2, "1f1b")
+    directory, task = str(package.directory), package.task
+    assert verify(directory, "--task", task, "--device", "abacus") == 2
+    assert capfd.readouterr().err.count("\n") == 1
