@@ -14,7 +14,7 @@ from stagewright.scheduling import INTERLEAVED, PLANNED_SCHEDULES
 
 from .borders import chain_of
 from .constraints import Constraints, Fixed
-from .costs.cost import STATE_COPIES
+from .costs.cost import STATE_COPIES, Objective
 from .formats.dispatch import asks_for_other_format, plan_other_format
 from .given import GivenStages
 from .load import Inputs, load_inputs
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=args.batch_size,
         microbatch_size=args.microbatch_size,
         schedule=args.schedule,
-        objective="latency" if args.inference else args.objective,
+        objective=_objective(args),
         solver=args.solver,
         time_limit_s=args.time_limit,
         optimizer=args.optimizer,
@@ -102,6 +102,17 @@ def _stages_per_rank(args: argparse.Namespace) -> int:
     return int(args.stages_per_rank)
 
 
+def _objective(args: argparse.Namespace) -> Objective:
+    """Raise InputError if --inference, whose objective is latency, is given another one."""
+    if not args.inference:
+        return args.objective or "step-time"
+    if args.objective is not None:
+        raise InputError(
+            f"--inference minimises latency, but --objective is {args.objective}; leave one of them out"
+        )
+    return "latency"
+
+
 def _constraints(args: argparse.Namespace, inputs: Inputs) -> Constraints:
     fixed = None
     if args.fix is not None:
@@ -140,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         help="samples per micro-batch (default: the best measured one)",
     )
     _add_schedule(parser)
-    parser.add_argument("--objective", choices=TRAINING_OBJECTIVES, default="step-time")
+    parser.add_argument(
+        "--objective", choices=TRAINING_OBJECTIVES, help="of a training plan (default: step-time)"
+    )
     parser.add_argument("--solver", choices=list(SOLVERS), default="exact")
     parser.add_argument(
         "--time-limit",

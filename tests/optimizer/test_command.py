@@ -187,6 +187,7 @@ def test_inference_has_a_latency_that_one_simulated_micro_batch_takes(
         (["--deadline-ms", "5"], "--deadline-ms is for --objective cost"),
         (["--objective", "cost", "--deadline-ms", "1e-6"], "without --deadline-ms 1e-06"),
         (["--inference", "--allow-recompute"], "--allow-recompute is not for --inference"),
+        (["--inference", "--objective", "cost"], "minimises latency, but --objective is cost"),
         (["--max-period", "5"], "--max-period is for --inference"),
         (["--budget", "nan"], "--budget is nan, expected a finite number above 0"),
         (["--top", "0"], "--top is 0, expected at least 1"),
