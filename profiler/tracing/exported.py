@@ -27,7 +27,7 @@ from stagewright.document import InputError
 from .granularity import IsLayer
 from .guards import demand_any_size
 from .same import demand_same_results
-from .symbolic import SOURCE, first_line, is_users, place_of_error
+from .symbolic import SOURCE, demand_no_transform, first_line, is_users, place_of_error
 
 METHODS = {
     "view.default": "view", "reshape.default": "reshape", "transpose.int": "transpose",
@@ -238,6 +238,7 @@ class _Rewriter:
         return self.made.call_function(torch.tensor, (tensor.tolist(),), options)
 
     def _write(self, program: fx.GraphModule, node: fx.Node) -> None:
+        demand_no_transform(node, _source(node))
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._write_region(program, node)
             return

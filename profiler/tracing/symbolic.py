@@ -75,11 +75,7 @@ class LayerTracer(fx.Tracer):
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         node = super().create_node(*arguments, **options)
         place = _place_of_frame(sys._getframe(1))
-        if "functorch" in str(getattr(node.target, "__module__", "")):
-            raise InputError(
-                f"{place}: a transform of torch.func (vmap, grad) is used, which a trace does not hold; put "
-                "it into an nn.Module whose class has stagewright_layer = True"
-            )
+        demand_no_transform(node, place)
         if not torch.is_grad_enabled() or _is_autocast() != self._is_autocast:
             raise InputError(
                 f"{place}: a part of the forward is under no_grad or autocast, which a trace does not hold; "
@@ -136,6 +132,15 @@ def _positional_names(model: nn.Module, count: int, keywords: Sequence[str]) -> 
         elif kind is not inspect.Parameter.VAR_KEYWORD and name not in keywords:
             names.append(name)
     return names
+
+
+def demand_no_transform(node: fx.Node, place: str) -> None:
+    """Raise InputError if a node enters or leaves a transform of torch.func."""
+    if "functorch" in str(getattr(node.target, "__module__", "")):
+        raise InputError(
+            f"{place}: a transform of torch.func (vmap, grad) is used, which a trace does not hold; put it "
+            "into an nn.Module whose class has stagewright_layer = True"
+        )
 
 
 def first_line(error: BaseException) -> str:

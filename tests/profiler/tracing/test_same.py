@@ -162,13 +162,19 @@ class Mapped(TwoLayers):
 
 
 @pytest.mark.parametrize(
-    ("build", "reason"),
-    [(ClipsItsWeights, "write it out of place"), (Mapped, "vmap")],
+    ("build", "how", "reason"),
+    [
+        (ClipsItsWeights, FX, "write it out of place"),
+        (Mapped, FX, "vmap"),
+        (Mapped, EXPORT, "vmap"),
+    ],
 )
-def test_what_no_stage_could_repeat_is_refused_by_line(build: type[nn.Module], reason: str) -> None:
+def test_what_no_stage_could_repeat_is_refused_by_line(
+    build: type[nn.Module], how: Tracing, reason: str
+) -> None:
     line = build.forward.__code__.co_firstlineno + 1
     with pytest.raises(InputError, match=rf"^{__file__}:{line}: .*{reason}"):
-        traced(build(), 4, how=FX)
+        traced(build(), 4, how=how)
 
 
 @pytest.mark.filterwarnings("ignore:For backward hooks to be called")
