@@ -30,6 +30,8 @@ from .watching.page import RunFile, page_of
 from .watching.report import RunReport, format_report, make_report
 from .watching.writers import epoch_text
 
+PROGRAM = "stagewright train"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; return its exit status: 0, 2 for wrong input, 3 where another rank was lost."""
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, size, local_rank = ranks_started(os.environ)
     whereabouts = Whereabouts(f"rank {rank}")
     run = partial(_run, args, rank, size, local_rank, whereabouts)
-    return run() if size == 1 else run_rank("stagewright train", whereabouts, run)
+    return run() if size == 1 else run_rank(PROGRAM, whereabouts, run)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -64,7 +66,7 @@ def _run(
     for name in ("loss", "dataset"):
         task.function(name)
     if size > 1:
-        end_on_termination(whereabouts)
+        end_on_termination(PROGRAM, whereabouts)
     if args.server is not None:
         rank = rank_on_server(package.plan, args.server, local_rank, os.environ)
         whereabouts.place = f"rank {rank} on server {args.server}"

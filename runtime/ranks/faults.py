@@ -85,38 +85,44 @@ def run_rank(program: str, whereabouts: Whereabouts, run: Callable[[], int]) -> 
     end_rank(f"{program}: {whereabouts}: {reason}", status)
 
 
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Set by torchrun, and by commands that start their own ranks (starting.py): the store is the launcher's."""
 LAUNCHER_CHECK_S = 1.0
 """How often a rank looks whether the torchrun that started it is still there."""
 
 
-def end_on_termination(whereabouts: Whereabouts) -> None:
+def end_on_termination(program: str, whereabouts: Whereabouts) -> None:
     """End this rank with one line when it is told to stop, even while it waits inside the backend.
 
     A Python signal handler runs only between two instructions of the main thread, which may sit in a wait
     of the backend; so the signal's number goes to a pipe that a thread of its own reads. The thread also ends
-    the rank when the torchrun that started it is gone: nobody else would.
+    the rank when the torchrun or the command that started it is gone: nobody else would.
+
+    Args:
+        program: the command's name, for messages.
+        whereabouts: of this rank.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    launcher = os.getppid() if AGENT_STORE in os.environ else None
 
     def watch() -> None:
         while True:
             ready, _, _ = select.select([reader], [], [], LAUNCHER_CHECK_S)
             numbers = os.read(reader, 64) if ready else b""
             if signal.SIGINT in numbers:
-                end_rank(f"stagewright train: {whereabouts}: interrupted", INTERRUPTED_STATUS)
+                end_rank(f"{program}: {whereabouts}: interrupted", INTERRUPTED_STATUS)
             if signal.SIGTERM in numbers:
                 reason = whereabouts.lost or (
                     "told to stop (SIGTERM): another rank failed or the launcher was stopped"
                 )
-                end_rank(f"stagewright train: {whereabouts}: {reason}", PEER_LOST_STATUS)
+                end_rank(f"{program}: {whereabouts}: {reason}", PEER_LOST_STATUS)
             if launcher is not None and os.getppid() != launcher:
                 end_rank(
-                    f"stagewright train: {whereabouts}: the torchrun that started it is gone",
+                    f"{program}: {whereabouts}: the launcher that started it is gone",
                     PEER_LOST_STATUS,
                 )
 

@@ -11,7 +11,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from stagewright.plan import Plan
 
-from .faults import run_rank
+from .faults import AGENT_STORE, end_on_termination, run_rank
 from .roll_call import naming_the_missing
 from .whereabouts import Whereabouts
 from .world import (
@@ -61,6 +61,8 @@ def run_on_ranks(
     torch.set_num_threads(1)
     whereabouts = Whereabouts(f"rank {rank}")
     chosen = choose_device(device, local_rank)
+    if size > 1:
+        end_on_termination(program, whereabouts)
 
     def joined() -> int:
         world = join_world(rank, size, chosen, timeout_s, whereabouts)
@@ -78,7 +80,7 @@ def start_ranks(module: str, num_ranks: int, arguments: Sequence[str]) -> int:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
     environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
-    environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    environment[AGENT_STORE] = "True"
     command = [sys.executable, "-m", module, *arguments]
     processes = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
