@@ -13,7 +13,7 @@ from stagewright.optimizer.constraints import Constraints
 from stagewright.optimizer.costs.cost import Objective
 from stagewright.optimizer.load import Inputs
 from stagewright.optimizer.planning import Request, Result, optimize
-from stagewright.optimizer.solvers import constraint_bound
+from stagewright.optimizer.solvers import chain_bound, constraint_bound
 
 MakeLayer = Callable[..., LayerNode]
 MakeGraph = Callable[..., LayerGraph]
@@ -126,6 +126,7 @@ def test_a_bound_for_every_cut_can_be_checked_and_claims_above_it_are_refused(
     monkeypatch.setattr(cuts, "MOST_IN_ORDER", 20)
     monkeypatch.setattr(cuts, "MOST_THIN", 10)
     monkeypatch.setattr(constraint_bound, "find_spec", lambda _: None)
+    monkeypatch.setattr(chain_bound, "MOST_LAYERS", 10)
     graph = make_graph(chain(make_layer, 40))
     inputs = make_inputs([graph], [[("fast", 3)]], memory_bytes=5000)
     request = Request(batch_size=8, objective=objective, max_stages=max_stages, time_limit_s=100.0)

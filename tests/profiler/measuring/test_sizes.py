@@ -44,7 +44,7 @@ def test_bytes_are_means_over_the_datasets_micro_batches_with_coordinates_where_
 
 
 def test_the_structure_hash_is_that_of_the_trace_whatever_was_measured() -> None:
-    task = load_task("stagewright.models.minkowski.vgg:small")
+    task = load_task("stagewright.models.minkowski.unet")
     request = Request(device_type="cpu", batch_sizes=(2, 3), limits=Repeats(repeats=1))
     hashes = {profile(task, request).model.structure_sha256 for _ in range(2)}
     torch.manual_seed(5)
