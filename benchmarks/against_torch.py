@@ -11,7 +11,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 import torch.distributed as dist
 from method.clusters import cluster_text
 from method.commands import stagewright, start_ranks
-from method.turns import Untupled, data_of, run_ours
+from method.turns import WARM_UP_STEPS, Untupled, data_of, run_ours, times_in_turn
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -46,8 +45,6 @@ from stagewright.value import tensors_of
 TASK = "models/gpt.py:build_deep"
 MICROBATCH_SIZE, NUM_MICROBATCHES = 2, 8
 NUM_RANKS, NUM_BLOCKS = 2, 8
-WARM_UP = 4
-"""Rounds that are not counted."""
 OURS = {1: ("1f1b", "gpipe", "zero-bubble"), 2: ("interleaved", "zero-bubble", "1f1b")}
 """By stages per rank."""
 RIVALS = {
@@ -109,24 +106,14 @@ def run_rank(folder: Path, num_steps: int, stages_per_rank: int) -> None:
         name = f"torch, {schedule.__name__}"
         rivals[name] = theirs(session.modules, rank, schedule, dataset, order, loss)
     alone = Alone(session, loss)
-    times: dict[str, list[float]] = {name: [] for name in rivals}
     bubbles_ms = []
-    for step in range(num_steps + WARM_UP):
-        place = step % order.steps_per_epoch
-        # In turn forward and backward, so that none always follows the same one.
-        for name, run_step in list(rivals.items())[:: 1 if step % 2 else -1]:
-            dist.barrier()
-            started_s = time.perf_counter()
-            run_step(place)
-            spent = torch.tensor([time.perf_counter() - started_s])
-            dist.all_reduce(spent, op=dist.ReduceOp.MAX)
-            times[name].append(spent.item() * 1e3)
-            for module in session.modules:
-                module.zero_grad(set_to_none=True)
-        bubbles_ms.append(alone.step_ms(data_of(session, dataset, order, place), place))
-    times = {name: own[WARM_UP:] for name, own in times.items()}
+
+    def run_alone(step: int) -> None:
+        bubbles_ms.append(alone.step_ms(data_of(session, dataset, order, step), step))
+
+    times = times_in_turn(rivals, session.modules, num_steps, run_alone)
     if rank == 0:
-        print_table(times, bubbles_ms[WARM_UP:])
+        print_table(times, bubbles_ms[WARM_UP_STEPS:])
     dist.destroy_process_group()
 
 
@@ -223,7 +210,8 @@ def theirs(
     pipeline = schedule(stages if len(stages) > 1 else stages[0], NUM_MICROBATCHES, loss_fn=loss)
 
     def run_step(step: int) -> None:
-        indices = [i for m in range(NUM_MICROBATCHES) for i in order.indices(0, step, m)]
+        requests = [order.request(step, m) for m in range(NUM_MICROBATCHES)]
+        indices = [i for request in requests for i in request.indices]
         items = [dataset[index] for index in indices]  # type: ignore[index]
         if rank == 0:
             pipeline.step(torch.stack([item[0] for item in items]))

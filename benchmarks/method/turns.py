@@ -12,16 +12,25 @@ from stagewright.runtime.session import Session
 from stagewright.runtime.training.batches import DataOrder, MicrobatchData
 from stagewright.runtime.training.samples import read_samples
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 4
 """Of each rival, not counted."""
 
 
 def times_in_turn(
-    rivals: Mapping[str, Callable[[int], None]], modules: Sequence[torch.nn.Module], num_steps: int
+    rivals: Mapping[str, Callable[[int], None]],
+    modules: Sequence[torch.nn.Module],
+    num_steps: int,
+    after_round: Callable[[int], None] | None = None,
 ) -> dict[str, list[float]]:
     """Return the ms of each step of each rival, of the slowest rank; gradients are dropped in between.
 
     In turn forward and backward, so that none always follows the same one.
+
+    Args:
+        rivals: run one step, by name.
+        modules: whose gradients are dropped.
+        num_steps: of each rival, those of the warm-up not counted.
+        after_round: called after each step of all rivals, those of the warm-up too.
     """
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for step in range(WARM_UP_STEPS + num_steps):
@@ -35,6 +44,8 @@ def times_in_turn(
                 times[name].append(spent.item() * 1e3)
             for module in modules:
                 module.zero_grad(set_to_none=True)
+        if after_round is not None:
+            after_round(step)
     return times
 
 
